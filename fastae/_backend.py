@@ -1,0 +1,77 @@
+"""Which implementation runs: the torch twins or the Triton kernels. The choice is process-wide; each call is decided by its tensors."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.util import find_spec
+
+import torch
+from torch import Tensor
+
+from fastae._errors import nearest
+
+BACKENDS = ("auto", "torch", "triton")
+
+# `auto` on a GPU: Triton up to this many in_features, ATen above, where an epilogue saves too little to pay for a GEMM
+# slower than cuBLAS (2F / (K BW): under 1.5x at 1024 on an H100 and falling as 1/K). A model, not a measurement.
+# fp32 is missing on purpose: without tensor cores the GEMM decides, and cuBLAS is ahead; fp64 exists for gradient checks.
+AUTO_MAX_FEATURES = {torch.float16: 2048, torch.bfloat16: 2048}
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source}: must be one of {', '.join(BACKENDS)}; got {name!r}{nearest(name, BACKENDS)}")
+    return name
+
+
+_current = _checked(os.environ.get("FASTAE_BACKEND", "auto"), "FASTAE_BACKEND")
+
+
+def get_backend() -> str:
+    """The backend in force: "auto", "torch" or "triton"."""
+    return _current
+
+
+def set_backend(name: str) -> None:
+    """Choose the implementation for the whole process.
+
+    "auto" runs the plain-PyTorch twins on a CPU and, on a GPU, the faster of Triton and ATen by dtype and width; "torch" always
+    runs the twins; "triton" always runs the kernels, and raises RuntimeError where they cannot run. The environment variable
+    FASTAE_BACKEND sets the choice at import. Raises ValueError for any other name.
+    """
+    global _current
+    _current = _checked(name, "set_backend: name")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """`set_backend(name)` for the duration of a `with` block; a backward pass runs where its forward pass ran."""
+    before = _current
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+def resolve(x: Tensor, width: int = 0) -> str:
+    """ "torch" or "triton" for a call on `x`, whose reduction has `width` terms."""
+    if _current == "torch":
+        return "torch"
+    if _current == "auto":
+        if x.device.type == "cpu" or width > AUTO_MAX_FEATURES.get(x.dtype, -1):
+            return "torch"
+        return "torch" if _why_not_triton(x) else "triton"
+    if reason := _why_not_triton(x):
+        raise RuntimeError(f"backend 'triton' cannot run here: {reason}; or call fastae.set_backend('auto')")
+    return "triton"
+
+
+def _why_not_triton(x: Tensor) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed; pip install triton (Linux)"
+    from fastae_kernels.tiles import why_not
+
+    return why_not(x)

@@ -1,0 +1,175 @@
+"""Each activation as a pair of jit functions: `<name>_fwd(p)` is f(p), `<name>_bwd(dy, s)` is dy * f'(p).
+
+Arguments are fp32 or fp64 tiles, and stand left of a constant: the interpreter turns `constexpr * tile` into a constexpr.
+`s` is the output y or the pre-activation p, as `reference.ACTIVATIONS[name].saves` says.
+At kinks, inf and NaN they follow torch's own derivatives: f'(0) is 0 for relu, the slope for leaky_relu, 1 for elu.
+"""
+
+from __future__ import annotations
+
+import triton
+import triton.language as tl
+
+from fastae_kernels import reference
+
+_LEAKY_RELU_SLOPE = tl.constexpr(reference.LEAKY_RELU_SLOPE)
+_LOGIT_EPS = tl.constexpr(reference.LOGIT_EPS)
+_SQRT_HALF = tl.constexpr(0.7071067811865476)
+_INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
+_SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
+_GELU_CUBIC = tl.constexpr(0.044715)  # Hendrycks & Gimpel, 2016, arXiv:1606.08415
+_SOFTPLUS_THRESHOLD = tl.constexpr(20.0)  # torch's: softplus is the identity above it
+
+
+@triton.jit
+def _expm1(t):
+    """exp(t) - 1 without cancellation: below 0.35 the Taylor series, whose 13th term is under 1e-15 of the first."""
+    small = tl.abs(t) < 0.35
+    s = tl.where(small, t, 0.0)
+    series = s * 0.0 + 1.0
+    for i in tl.static_range(12, 1, -1):
+        series = 1.0 + series * s * (1.0 / i)
+    return tl.where(small, series * s, tl.exp(t) - 1.0)
+
+
+@triton.jit
+def _log1p_unit(u):
+    """log(1 + u) for u in [0, 1], as 2 atanh(v), v = u / (2 + u) <= 1/3: the terms fall by 9 each."""
+    TERMS: tl.constexpr = 16 if u.dtype == tl.float64 else 8
+    v = u / (2.0 + u)
+    square = v * v
+    series = v * 0.0 + 1.0 / (2 * TERMS + 1)
+    for i in tl.static_range(TERMS - 1, -1, -1):
+        series = series * square + 1.0 / (2 * i + 1)
+    return 2.0 * v * series
+
+
+@triton.jit
+def _sigmoid(p):
+    z = tl.exp(-tl.abs(p))  # never overflows
+    return tl.where(p < 0, z, 1.0) / (1.0 + z)
+
+
+@triton.jit
+def identity_fwd(p):
+    return p
+
+
+@triton.jit
+def identity_bwd(dy, s):
+    return dy
+
+
+@triton.jit
+def relu_fwd(p):
+    return tl.where(p < 0, 0.0, p)  # NaN stays NaN
+
+
+@triton.jit
+def relu_bwd(dy, y):
+    return tl.where(y <= 0, 0.0, dy)
+
+
+@triton.jit
+def leaky_relu_fwd(p):
+    return tl.where(p > 0, p, p * _LEAKY_RELU_SLOPE)
+
+
+@triton.jit
+def leaky_relu_bwd(dy, y):
+    return tl.where(y > 0, dy, dy * _LEAKY_RELU_SLOPE)
+
+
+@triton.jit
+def elu_fwd(p):
+    return tl.where(p > 0, p, _expm1(tl.where(p > 0, 0.0, p)))
+
+
+@triton.jit
+def elu_bwd(dy, y):
+    return tl.where(y > 0, dy, dy * (y + 1.0))
+
+
+@triton.jit
+def gelu_fwd(p):
+    return 0.5 * p * (1.0 + tl.erf(p * _SQRT_HALF))
+
+
+@triton.jit
+def gelu_bwd(dy, p):
+    cdf = 0.5 * (1.0 + tl.erf(p * _SQRT_HALF))
+    return dy * (cdf + p * tl.exp(-0.5 * p * p) * _INV_SQRT_2PI)
+
+
+@triton.jit
+def gelu_tanh_fwd(p):
+    # (1 + tanh(u)) / 2 is sigmoid(2 u)
+    return p * _sigmoid((p + p * p * p * _GELU_CUBIC) * (2.0 * _SQRT_2_OVER_PI))
+
+
+@triton.jit
+def gelu_tanh_bwd(dy, p):
+    s = _sigmoid((p + p * p * p * _GELU_CUBIC) * (2.0 * _SQRT_2_OVER_PI))
+    slope = (1.0 + p * p * (3.0 * _GELU_CUBIC)) * (2.0 * _SQRT_2_OVER_PI)
+    return dy * (s + p * slope * s * (1.0 - s))
+
+
+@triton.jit
+def silu_fwd(p):
+    return p * _sigmoid(p)
+
+
+@triton.jit
+def silu_bwd(dy, p):
+    s = _sigmoid(p)
+    return dy * s * (1.0 + p * (1.0 - s))
+
+
+@triton.jit
+def sigmoid_fwd(p):
+    return _sigmoid(p)
+
+
+@triton.jit
+def sigmoid_bwd(dy, y):
+    return dy * y * (1.0 - y)
+
+
+@triton.jit
+def tanh_fwd(p):
+    t = _expm1(-2.0 * tl.abs(p))
+    size = -t / (2.0 + t)
+    return tl.where(p < 0, -size, size)
+
+
+@triton.jit
+def tanh_bwd(dy, y):
+    return dy * (1.0 - y * y)
+
+
+@triton.jit
+def softplus_fwd(p):
+    return tl.where(p > _SOFTPLUS_THRESHOLD, p, tl.where(p < 0, 0.0, p) + _log1p_unit(tl.exp(-tl.abs(p))))
+
+
+@triton.jit
+def softplus_bwd(dy, y):
+    return dy * -_expm1(-y)
+
+
+@triton.jit
+def logit_fwd(p):
+    # NaN is kept: both comparisons are false for it
+    p = tl.where(p < _LOGIT_EPS, _LOGIT_EPS, tl.where(p > 1.0 - _LOGIT_EPS, 1.0 - _LOGIT_EPS, p))
+    return tl.log(p / (1.0 - p))
+
+
+@triton.jit
+def logit_bwd(dy, p):
+    clamped = (p < _LOGIT_EPS) | (p > 1.0 - _LOGIT_EPS)
+    q = tl.where(clamped, 0.5, p)
+    return tl.where(clamped, 0.0, dy / (q * (1.0 - q)))
+
+
+#: name -> (forward, backward)
+PAIRS = {name: (globals()[f"{name}_fwd"], globals()[f"{name}_bwd"]) for name in reference.ACTIVATIONS}

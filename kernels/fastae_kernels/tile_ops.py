@@ -1,0 +1,107 @@
+"""Jit helpers shared by the kernels: the order of tiles, the main loop of a matrix product, narrowing, row sums."""
+
+from __future__ import annotations
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+from fastae_kernels import tiles
+
+# Triton's interpreter multiplies the bit patterns of bf16 in tl.dot (triton#11584) and truncates fp32 -> bf16 where
+# hardware rounds to nearest even. Compiled code never sees the branches that this constant guards.
+_INTERPRETED = tl.constexpr(tiles.interpreted())
+
+
+@triton.jit
+def operand(tile):
+    """A tile as tl.dot wants it."""
+    if _INTERPRETED and tile.dtype == tl.bfloat16:
+        tile = tile.to(tl.float32)
+    return tile
+
+
+@triton.jit
+def narrow(value, dtype: tl.constexpr):
+    """Round an accumulator to the type it is stored in."""
+    if _INTERPRETED and dtype == tl.bfloat16:
+        bits = value.to(tl.float32).to(tl.uint32, bitcast=True)
+        nearest_even = (bits.to(tl.uint64) + 0x7FFF + ((bits >> 16) & 1)) >> 16
+        bits16 = tl.where(value == value, nearest_even, 0x7FC0).to(tl.uint16)
+        return bits16.to(tl.bfloat16, bitcast=True)
+    return value.to(dtype)
+
+
+@triton.jit
+def tile_of(pid, I, J, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, GROUP: tl.constexpr):
+    """Which tile (i, j) of an [I, J] output a program computes: GROUP row tiles at a time, so that they share columns in L2."""
+    tiles_i = tl.cdiv(I, BLOCK_I)
+    tiles_j = tl.cdiv(J, BLOCK_J)
+    in_group = GROUP * tiles_j
+    first_i = pid // in_group * GROUP
+    group = tl.minimum(tiles_i - first_i, GROUP)
+    return first_i + pid % in_group % group, pid % in_group // group
+
+
+@triton.jit
+def offsets(pid, extent, BLOCK: tl.constexpr):
+    """The int64 indices of tile `pid` along an axis, and which of them lie inside it."""
+    offs = pid.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    return offs, offs < extent
+
+
+@triton.jit
+def dot_tile(
+    a_ptr, b_ptr, offs_i, mask_i, offs_j, mask_j, start, stop,
+    stride_ai, stride_ar, stride_br, stride_bj,
+    BLOCK_R: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, SUM_A: tl.constexpr = False,
+):  # fmt: skip
+    """sum over r in [start, stop) of a[i, r] b[r, j], as [I, J]; with SUM_A also that of a[i, r], as [I]."""
+    BLOCK_I: tl.constexpr = offs_i.shape[0]
+    BLOCK_J: tl.constexpr = offs_j.shape[0]
+    offs_r = tl.arange(0, BLOCK_R)
+    first_r = offs_r.to(tl.int64) + start
+    a_ptrs = a_ptr + offs_i[:, None] * stride_ai + first_r[None, :] * stride_ar
+    b_ptrs = b_ptr + first_r[:, None] * stride_br + offs_j[None, :] * stride_bj
+    step_a = tl.full((), BLOCK_R, tl.int64) * stride_ar  # a stride of a transposed view times BLOCK_R can pass 2^31
+    step_b = tl.full((), BLOCK_R, tl.int64) * stride_br
+    acc = tl.zeros((BLOCK_I, BLOCK_J), dtype=ACC)
+    a_sum = tl.zeros((BLOCK_I, BLOCK_R), dtype=ACC)
+    for r in range(start, stop, BLOCK_R):
+        mask_r = offs_r < stop - r
+        a = operand(tl.load(a_ptrs, mask=mask_i[:, None] & mask_r[None, :], other=0.0))
+        b = operand(tl.load(b_ptrs, mask=mask_r[:, None] & mask_j[None, :], other=0.0))
+        acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
+        if SUM_A:
+            a_sum += a.to(ACC)
+        a_ptrs += step_a
+        b_ptrs += step_b
+    return acc, tl.sum(a_sum, axis=1)
+
+
+@triton.jit
+def _sum_rows_kernel(src_ptr, dst_ptr, R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
+    """dst[c] = sum_r src[r, c], rows in the same order every time."""
+    offs_c, mask_c = offsets(tl.program_id(0), C, BLOCK_C)
+    offs_r = tl.arange(0, BLOCK_R)
+    acc = tl.zeros((BLOCK_R, BLOCK_C), dtype=src_ptr.dtype.element_ty)
+    for r in range(0, R, BLOCK_R):
+        rows = r + offs_r
+        mask = (rows < R)[:, None] & mask_c[None, :]
+        acc += tl.load(src_ptr + rows.to(tl.int64)[:, None] * C + offs_c[None, :], mask=mask, other=0.0)
+    tl.store(dst_ptr + offs_c, narrow(tl.sum(acc, axis=0), dst_ptr.dtype.element_ty), mask=mask_c)
+
+
+def sum_rows(partials: Tensor, out: Tensor) -> Tensor:
+    """out = the sum over the leading axis of contiguous `partials` [R, ...], rounded to out's type once."""
+    R, C = partials.shape[0], out.numel()
+    block_c = min(256, triton.next_power_of_2(max(C, 1)))
+    block_r = min(1024 // block_c, triton.next_power_of_2(max(R, 1)))
+    tiles.launch(_sum_rows_kernel, triton.cdiv(C, block_c), out, partials, out, R, C, BLOCK_R=block_r, BLOCK_C=block_c)
+    return out
+
+
+def workspace(like: Tensor, *shape: int) -> Tensor:
+    """Uninitialised accumulators: fp32, or fp64 for fp64."""
+    return like.new_empty(shape, dtype=torch.float64 if like.dtype == torch.float64 else torch.float32)

@@ -1,0 +1,127 @@
+"""Host side of a launch: which tile a kernel uses on which GPU, whether a launch is legal, and on which device it happens.
+
+A tile changes speed, never bits that users compare: the depth of a reduction and the way `linear_wgrad` splits its rows
+follow from the shape alone.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One program computes `rows` x `cols` outputs and walks the reduction in steps of `depth`."""
+
+    rows: int
+    cols: int
+    depth: int
+    warps: int
+    stages: int
+    group: int = 8  # row tiles that share column tiles in L2
+
+    def clipped(self, rows: int, cols: int, depth: int) -> Tile:
+        """The tile cut down to the problem; a tensor-core operand needs 16 at least."""
+
+        def clip(size: int, extent: int) -> int:
+            return min(size, max(16, triton.next_power_of_2(extent)))
+
+        return replace(self, rows=clip(self.rows, rows), cols=clip(self.cols, cols), depth=clip(self.depth, depth))
+
+    def meta(self) -> dict[str, int]:
+        """The launch arguments every matrix kernel takes."""
+        return {
+            "BLOCK_I": self.rows,
+            "BLOCK_J": self.cols,
+            "BLOCK_R": self.depth,
+            "GROUP": self.group,
+            "num_warps": self.warps,
+            "num_stages": self.stages,
+        }
+
+
+# (family, bytes per element) -> tile. Compiled for each family without spills; no GPU has timed them yet.
+TILES: dict[tuple[str, int], Tile] = {
+    ("interpreter", 2): Tile(32, 32, 32, 4, 1),
+    ("interpreter", 4): Tile(32, 32, 32, 4, 1),
+    ("interpreter", 8): Tile(32, 32, 32, 4, 1),
+    ("ampere", 2): Tile(64, 128, 32, 4, 4),
+    ("ampere", 4): Tile(64, 64, 32, 4, 3),
+    ("ampere", 8): Tile(32, 32, 16, 4, 2),
+    ("hopper", 2): Tile(128, 128, 64, 8, 3),
+    ("hopper", 4): Tile(64, 64, 32, 4, 3),
+    ("hopper", 8): Tile(32, 32, 16, 4, 2),
+    ("blackwell", 2): Tile(128, 128, 64, 8, 3),
+    ("blackwell", 4): Tile(64, 64, 32, 4, 3),
+    ("blackwell", 8): Tile(32, 32, 16, 4, 2),
+    ("amd", 2): Tile(64, 128, 32, 4, 2),
+    ("amd", 4): Tile(64, 64, 32, 4, 2),
+    ("amd", 8): Tile(32, 32, 16, 4, 2),
+}
+
+
+def interpreted() -> bool:
+    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when Triton was first imported)."""
+    return bool(triton.knobs.runtime.interpret)
+
+
+def family() -> str:
+    """The GPU family of the active Triton driver, as the tile table spells it."""
+    if interpreted():
+        return "interpreter"
+    target = triton.runtime.driver.active.get_current_target()
+    if target.backend == "hip":
+        return "amd"
+    return "ampere" if target.arch < 90 else "hopper" if target.arch < 100 else "blackwell"
+
+
+def choose(rows: int, cols: int, depth: int, dtype: torch.dtype) -> Tile:
+    """The tile for a [rows, cols] output with a reduction of `depth`, on the device at hand."""
+    return TILES[family(), dtype.itemsize].clipped(rows, cols, depth)
+
+
+def accumulator(dtype: torch.dtype) -> tl.dtype:
+    """fp64 accumulates in fp64, everything else in fp32."""
+    return tl.float64 if dtype == torch.float64 else tl.float32
+
+
+def dot_precision(dtype: torch.dtype) -> str:
+    """tl.dot's input_precision: fp32 follows torch.get_float32_matmul_precision(), other types have only one."""
+    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" or interpreted():
+        return "ieee"
+    target = triton.runtime.driver.active.get_current_target()
+    # Of AMD's chips only the MI300 family multiplies in tf32; Triton refuses it elsewhere.
+    return "tf32" if target.backend == "cuda" or str(target.arch).startswith("gfx94") else "ieee"
+
+
+def why_not(tensor: Tensor) -> str | None:
+    """None if kernels can be launched on this tensor, or what is missing and what to do about it."""
+    if interpreted():
+        return None
+    try:
+        device = triton.runtime.driver.active.get_active_torch_device()
+    except RuntimeError as error:
+        return f"Triton has no active driver ({error}); use a GPU machine, or set TRITON_INTERPRET=1 before Python starts"
+    if tensor.device.type == device.type:
+        return None
+    return f"the active Triton driver runs on {device.type} tensors, this one is on {tensor.device}; move it there"
+
+
+def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
+    """Triton launches on the current device: make that the tensor's."""
+    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
+
+
+def launch(kernel: Callable[..., Any], programs: int, tensor: Tensor, *args: Any, **meta: Any) -> None:
+    """Run `programs` instances along grid axis 0 on the tensor's device; an empty grid is no launch."""
+    if programs:
+        with on_device(tensor):
+            kernel[programs,](*args, **meta)  # type: ignore[index]
