@@ -1,4 +1,5 @@
-"""Which implementation runs: the torch twins or the Triton kernels. The choice is process-wide; each call is decided by its tensors."""
+"""Which implementation runs: the torch twins or the Triton kernels. The choice is process-wide; each call is decided
+by its tensors."""
 
 from __future__ import annotations
 
@@ -16,13 +17,14 @@ BACKENDS = ("auto", "torch", "triton")
 
 # `auto` on a GPU: Triton up to this many in_features, ATen above, where an epilogue saves too little to pay for a GEMM
 # slower than cuBLAS (2F / (K BW): under 1.5x at 1024 on an H100 and falling as 1/K). A model, not a measurement.
-# fp32 is missing on purpose: without tensor cores the GEMM decides, and cuBLAS is ahead; fp64 exists for gradient checks.
+# fp32 is missing on purpose: without tensor cores the GEMM decides, and cuBLAS is ahead; fp64 exists for gradient
+# checks.
 AUTO_MAX_FEATURES = {torch.float16: 2048, torch.bfloat16: 2048}
 
 
 def _checked(name: str, source: str) -> str:
     if name not in BACKENDS:
-        raise ValueError(f"{source}: must be one of {', '.join(BACKENDS)}; got {name!r}{nearest(name, BACKENDS)}")
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}; got {name!r}{nearest(name, BACKENDS)}")
     return name
 
 
@@ -37,9 +39,9 @@ def get_backend() -> str:
 def set_backend(name: str) -> None:
     """Choose the implementation for the whole process.
 
-    "auto" runs the plain-PyTorch twins on a CPU and, on a GPU, the faster of Triton and ATen by dtype and width; "torch" always
-    runs the twins; "triton" always runs the kernels, and raises RuntimeError where they cannot run. The environment variable
-    FASTAE_BACKEND sets the choice at import. Raises ValueError for any other name.
+    "auto" runs the plain-PyTorch twins on a CPU and, on a GPU, Triton or ATen by dtype and width; "torch" always runs
+    the twins; "triton" always runs the kernels, and calls raise RuntimeError where they cannot run. The environment
+    variable FASTAE_BACKEND sets the choice at import. Raises ValueError for any other name.
     """
     global _current
     _current = _checked(name, "set_backend: name")

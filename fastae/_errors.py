@@ -1,12 +1,36 @@
-"""The shared ends of error messages."""
+"""What the checks of several public functions share."""
 
 from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
 
+import torch
+from torch import Tensor
+
+FLOATS = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+
 
 def nearest(name: str, valid: Iterable[str]) -> str:
     """`; did you mean 'relu'?` for the valid name closest to `name`, or nothing when none is close."""
     close = difflib.get_close_matches(str(name), list(valid), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def check_tensors(function: str, **tensors: Tensor | None) -> None:
+    """All of one supported floating-point dtype and on one device; the first argument sets the example."""
+    first, *others = ((name, t) for name, t in tensors.items() if t is not None)
+    name, x = first
+    if not isinstance(x, Tensor):
+        raise TypeError(f"{function}: {name} must be a torch.Tensor; got {type(x).__name__}")
+    if x.dtype not in FLOATS:
+        raise TypeError(f"{function}: {name} must be float32, float16, bfloat16 or float64; got {_short(x.dtype)}")
+    for other, t in others:
+        if t.dtype != x.dtype:
+            raise TypeError(f"{function}: {other} must be {_short(x.dtype)} as {name} is; got {_short(t.dtype)}")
+        if t.device != x.device:
+            raise ValueError(f"{function}: {other} must be on {x.device} as {name} is; got {t.device}")
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")

@@ -21,7 +21,7 @@ _library = torch.library.Library("fastae", "DEF")
 @cache
 def _implementation(backend: str, stem: str, name: str) -> Callable[..., Any]:
     module = reference if backend == "torch" else import_module(f"fastae_kernels.{stem}")
-    return getattr(module, name)  # type: ignore[no-any-return]
+    return getattr(module, name)
 
 
 def _define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
@@ -50,9 +50,7 @@ def _linear_act_fwd_fake(
     return y, torch.empty_like(y) if keep_p else x.new_empty(0)
 
 
-def _act_bwd(
-    dy: Tensor, saved: Tensor | None, activation: str, need_db: bool, backend: str
-) -> tuple[Tensor, Tensor]:
+def _act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool, backend: str) -> tuple[Tensor, Tensor]:
     dp, db = _implementation(backend, "linear_act", "act_bwd")(dy, saved, activation, need_db)
     return dp, _or_empty(db, dy)
 

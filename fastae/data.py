@@ -70,7 +70,7 @@ def check_finite(array: NDArray[Any], name: str = "x", chunk_rows: int = 65536) 
         start += len(block)
     if first:
         counts = " and ".join(f"{count} {word}" for count, word in ((nan, "NaN"), (inf, "inf")) if count)
-        raise ValueError(f"{name}: must be finite; got {counts}, the first at {first}")
+        raise ValueError(f"{name} must be finite; got {counts}, the first at {first}")
 
 
 def row_blocks(array: NDArray[Any], chunk_rows: int) -> Iterator[NDArray[Any]]:

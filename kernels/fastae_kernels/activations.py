@@ -1,6 +1,7 @@
 """Each activation as a pair of jit functions: `<name>_fwd(p)` is f(p), `<name>_bwd(dy, s)` is dy * f'(p).
 
-Arguments are fp32 or fp64 tiles, and stand left of a constant: the interpreter turns `constexpr * tile` into a constexpr.
+Arguments are fp32 or fp64 tiles, and stand left of a constant: the interpreter turns `constexpr * tile` into a
+constexpr.
 `s` is the output y or the pre-activation p, as `reference.ACTIVATIONS[name].saves` says.
 At kinks, inf and NaN they follow torch's own derivatives: f'(0) is 0 for relu, the slope for leaky_relu, 1 for elu.
 """

@@ -95,7 +95,7 @@ def _linear_wgrad_kernel(
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_R: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """dw = dpT x and db = the sum of dp over rows, for the rows of one split: contiguous [splits, N, K] and [splits, N]."""
+    """dw = dpT x and db = the row sum of dp, for the rows of one split: contiguous [splits, N, K] and [splits, N]."""
     tiles_nk = tl.cdiv(N, BLOCK_I) * tl.cdiv(K, BLOCK_J)
     split = tl.program_id(0) // tiles_nk
     pid_n, pid_k = tile_of(tl.program_id(0) % tiles_nk, N, K, BLOCK_I, BLOCK_J, GROUP)
@@ -103,7 +103,9 @@ def _linear_wgrad_kernel(
     offs_k, mask_k = offsets(pid_k, K, BLOCK_J)
     start = split * split_rows
     stop = tl.minimum(start + split_rows, M)
-    if db_ptr is not None and pid_k == 0:  # one column of tiles sums dp as it passes; a branch inside the loop would stop its pipelining
+    if (
+        db_ptr is not None and pid_k == 0
+    ):  # one column of tiles sums dp as it passes; a branch inside the loop would stop its pipelining
         dw, db = dot_tile(
             dp_ptr, x_ptr, offs_n, mask_n, offs_k, mask_k, start, stop,
             stride_pn, stride_pm, stride_xm, stride_xk, BLOCK_R, ACC, PRECISION, SUM_A=True,
@@ -139,9 +141,7 @@ def linear_act_fwd(
     return y, p
 
 
-def act_bwd(
-    dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = False) -> tuple[Tensor, Tensor | None]:
     """dp = dy * f'(p) [M, N], and db = the sum of dp over the rows [N] if it is asked for."""
     M, N = dy.shape
     dp = dy.new_empty((M, N))

@@ -1,4 +1,5 @@
-"""Mean squared error and its gradient in one pass over the data. Mathematics: `kernels/README.md`; twin: `reference.mse`."""
+"""Mean squared error and its gradient in one pass over the data. Mathematics: `kernels/README.md`; twin:
+`reference.mse`."""
 
 from __future__ import annotations
 
@@ -18,7 +19,7 @@ def _mse_kernel(
     stride_im, stride_in, stride_tm, stride_tn,
     ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """partial = sum (input - target)^2 / denominator of one tile; dinput = 2 (input - target) / denominator, contiguous."""
+    """partial = sum (input - target)^2 / denominator of one tile; dinput = 2 (input - target) / denominator."""
     pid = tl.program_id(0)
     tiles_n = tl.cdiv(N, BLOCK_N)
     offs_m, mask_m = offsets(pid // tiles_n, M, BLOCK_M)

@@ -1,6 +1,7 @@
 """The plain-PyTorch twin of every launcher: same names, same arguments, same results.
 
-These are the reference that the kernels are tested against, the path taken on a CPU, and the baseline of the benchmarks.
+These are the reference that the kernels are tested against, the path taken on a CPU, and the baseline of the
+benchmarks.
 The mathematics stands in `kernels/README.md`. Tensors are 2-D; outputs are fresh and contiguous.
 """
 
@@ -23,7 +24,8 @@ _HALF = (torch.float16, torch.bfloat16)
 
 @dataclass(frozen=True)
 class Activation:
-    """`forward(p, out)` writes f(p); `backward(dy, saved, out)` writes dy * f'(p); both may write over their first argument.
+    """`forward(p, out)` writes f(p); `backward(dy, saved, out)` writes dy * f'(p); both may write over their first
+    argument.
 
     `saves` says what f' is written from: the output `y`, the pre-activation `p`, or nothing.
     """
@@ -99,6 +101,22 @@ ACTIVATIONS: dict[str, Activation] = {
 }
 
 
+#: The same activations as differentiable functions of p, for gradients of gradients.
+DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
+    "identity": lambda p: p,
+    "relu": torch.relu,
+    "leaky_relu": lambda p: F.leaky_relu(p, LEAKY_RELU_SLOPE),
+    "elu": F.elu,
+    "gelu": F.gelu,
+    "gelu_tanh": lambda p: F.gelu(p, approximate="tanh"),
+    "silu": F.silu,
+    "sigmoid": torch.sigmoid,
+    "tanh": torch.tanh,
+    "softplus": F.softplus,
+    "logit": lambda p: torch.logit(p.float() if p.dtype in _HALF else p, LOGIT_EPS).to(p.dtype),
+}
+
+
 def linear_act_fwd(
     x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool = False
 ) -> tuple[Tensor, Tensor | None]:
@@ -109,9 +127,7 @@ def linear_act_fwd(
     return y, p if keep_p else None
 
 
-def act_bwd(
-    dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = False
-) -> tuple[Tensor, Tensor | None]:
+def act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = False) -> tuple[Tensor, Tensor | None]:
     """dp = dy * f'(p) [M, N], and db = the sum of dp over the rows [N] if it is asked for."""
     dp = dy.new_empty(dy.shape)
     ACTIVATIONS[activation].backward(dy, dp if saved is None else saved, dp)

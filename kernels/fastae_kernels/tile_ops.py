@@ -34,10 +34,10 @@ def narrow(value, dtype: tl.constexpr):
 
 
 @triton.jit
-def tile_of(pid, I, J, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, GROUP: tl.constexpr):
-    """Which tile (i, j) of an [I, J] output a program computes: GROUP row tiles at a time, so that they share columns in L2."""
-    tiles_i = tl.cdiv(I, BLOCK_I)
-    tiles_j = tl.cdiv(J, BLOCK_J)
+def tile_of(pid, size_i, size_j, BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, GROUP: tl.constexpr):
+    """The tile (i, j) of an [size_i, size_j] output of a program: GROUP row tiles at a time, to share columns in L2."""
+    tiles_i = tl.cdiv(size_i, BLOCK_I)
+    tiles_j = tl.cdiv(size_j, BLOCK_J)
     in_group = GROUP * tiles_j
     first_i = pid // in_group * GROUP
     group = tl.minimum(tiles_i - first_i, GROUP)

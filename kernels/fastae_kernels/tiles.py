@@ -1,4 +1,4 @@
-"""Host side of a launch: which tile a kernel uses on which GPU, whether a launch is legal, and on which device it happens.
+"""Host side of a launch: which tile a kernel uses on which GPU, whether a launch is legal, and on which device.
 
 A tile changes speed, never bits that users compare: the depth of a reduction and the way `linear_wgrad` splits its rows
 follow from the shape alone.
@@ -109,7 +109,7 @@ def why_not(tensor: Tensor) -> str | None:
     try:
         device = triton.runtime.driver.active.get_active_torch_device()
     except RuntimeError as error:
-        return f"Triton has no active driver ({error}); use a GPU machine, or set TRITON_INTERPRET=1 before Python starts"
+        return f"Triton has no active driver ({error}); use a GPU, or set TRITON_INTERPRET=1 before Python starts"
     if tensor.device.type == device.type:
         return None
     return f"the active Triton driver runs on {device.type} tensors, this one is on {tensor.device}; move it there"

@@ -1,0 +1,28 @@
+"""fastae: dense autoencoders on fused Triton kernels, with a plain PyTorch twin of every kernel."""
+
+from fastae._backend import get_backend, set_backend, use_backend
+from fastae.autoencoder import DenseAutoencoder
+from fastae.callbacks import Callback, Checkpoint, EarlyStopping
+from fastae.history import History
+from fastae.linear_act import LinearAct, linear_act
+from fastae.mse_loss import MSELoss, mse_loss
+from fastae.persistence import load
+from fastae.scaling import Scaler
+
+__version__ = "0.1.0"
+__all__ = [
+    "Callback",
+    "Checkpoint",
+    "DenseAutoencoder",
+    "EarlyStopping",
+    "History",
+    "LinearAct",
+    "MSELoss",
+    "Scaler",
+    "get_backend",
+    "linear_act",
+    "load",
+    "mse_loss",
+    "set_backend",
+    "use_backend",
+]

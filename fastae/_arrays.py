@@ -1,0 +1,76 @@
+"""Arrays of any length through a model in bounded memory, and the checks of data on its way in."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+Rows = TypeVar("Rows", Tensor, NDArray[Any])
+
+CHUNK_VALUES = 1 << 22  # values in a chunk's widest layer: 16 MiB in fp32, rows enough to fill two cores or a GPU
+
+
+def check_rows(x: object, width: int, name: str) -> None:
+    """x is a tensor or array [rows, width] of real floating-point numbers."""
+    if not isinstance(x, (np.ndarray, Tensor)):
+        raise TypeError(f"{name} must be a numpy array or a torch.Tensor; got {type(x).__name__}")
+    floating = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"
+    if not floating:
+        got = str(x.dtype).removeprefix("torch.")
+        hint = "" if "complex" in got else f", convert it: {name.rsplit(' ', 1)[-1]}.astype('float32')"
+        hint = hint.replace(".astype('float32')", ".float()") if isinstance(x, Tensor) else hint
+        raise TypeError(f"{name} must be floating point; got {got}{hint}")
+    if x.ndim != 2 or x.shape[1] != width:
+        raise ValueError(f"{name} must be [rows, {width}]; got {list(x.shape)}")
+
+
+def to_tensor(x: NDArray[Any] | Tensor, like: Tensor) -> Tensor:
+    """x as a contiguous tensor of like's dtype on like's device; a copy, but for a tensor that is all that already."""
+    if isinstance(x, np.ndarray):
+        x = torch.from_numpy(np.array(x, dtype=np.float64 if like.dtype == torch.float64 else np.float32, order="C"))
+    return x.to(device=like.device, dtype=like.dtype).contiguous()
+
+
+def in_chunks(function: Callable[[Tensor], Tensor], x: Rows, width: int, widest: int, like: Tensor, name: str) -> Rows:
+    """function(x), computed a chunk of rows at a time without gradients; an array is answered with an array.
+
+    `width` is x's own; `widest`, that of the widest layer on the way, decides how many rows make a chunk.
+    """
+    step = max(1, CHUNK_VALUES // widest)
+    if isinstance(x, Tensor):
+        with torch.no_grad():
+            if x.dim() != 2 or len(x) <= step:
+                return function(x)
+            return _joined(function, x, step, lambda rows: rows)
+    check_rows(x, width, name)
+    with torch.no_grad():
+        result = _joined(function, x, step, lambda rows: to_tensor(rows, like))
+    result = result.cpu()
+    return (result if result.dtype == torch.float64 else result.float()).numpy()
+
+
+def _joined(function: Callable[[Tensor], Tensor], x: Any, step: int, prepare: Callable[[Any], Tensor]) -> Tensor:
+    first = function(prepare(x[:step]))
+    if len(x) <= step:
+        return first
+    out = first.new_empty(len(x), *first.shape[1:])
+    out[:step] = first
+    for start in range(step, len(x), step):
+        out[start : start + step] = function(prepare(x[start : start + step]))
+    return out
+
+
+def check_all_finite(x: NDArray[Any] | Tensor, name: str) -> None:
+    """ValueError with the counts and the first place if x [rows, features] holds NaN or inf."""
+    from fastae.data import check_finite
+
+    if isinstance(x, Tensor):
+        if bool(x.isfinite().all()):
+            return
+        x = x.detach().double().cpu().numpy()
+    check_finite(x, name)

@@ -1,0 +1,107 @@
+"""Mean squared error whose gradient is computed in the same pass: `mse_loss` and `MSELoss`."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastae import _backend, _ops
+from fastae._errors import check_tensors, nearest
+
+REDUCTIONS = ("mean", "sum", "none")
+
+# ---------------------------------------------------------------- checks
+
+
+def _check_reduction(reduction: str, argument: str) -> str:
+    if reduction not in REDUCTIONS:
+        valid = ", ".join(REDUCTIONS)
+        raise ValueError(f"{argument} must be one of {valid}; got {reduction!r}{nearest(reduction, REDUCTIONS)}")
+    return reduction
+
+
+def _check(input: Tensor, target: Tensor, reduction: str) -> None:
+    _check_reduction(reduction, "mse_loss: reduction")
+    check_tensors("mse_loss", input=input, target=target)
+    if input.shape != target.shape:
+        raise ValueError(f"mse_loss: target must be {list(input.shape)} as input is; got {list(target.shape)}")
+
+
+# ---------------------------------------------------------------- autograd
+
+
+class _MSELossFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, input: Tensor, target: Tensor, reduction: str, backend: str) -> Tensor:
+        loss, dinput = _ops.mse(_rows(input), _rows(target), reduction, True, backend)
+        ctx.save_for_backward(input, target, dinput)
+        ctx.denominator = input.numel() if reduction == "mean" else 1
+        return loss
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        input, target, dinput = ctx.saved_tensors
+        if torch.is_grad_enabled():  # create_graph=True: a gradient that can itself be differentiated
+            grad = (input - target) * (2 / max(ctx.denominator, 1)) * grad_output
+        else:
+            grad = (dinput * grad_output).view(input.shape)
+        need_input, need_target = ctx.needs_input_grad[:2]
+        return grad if need_input else None, -grad if need_target else None, None, None
+
+
+def _rows(t: Tensor) -> Tensor:
+    return t if t.dim() == 2 else t.reshape(-1, t.shape[-1]) if t.dim() > 2 and t.numel() else t.reshape(1, -1)
+
+
+# ---------------------------------------------------------------- function
+
+
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+    """Mean squared error: mean (or sum) of (input - target)^2, its gradient computed in the same pass over the data.
+
+    Args:
+        input, target: the same shape, dtype (fp32, fp16, bf16 or fp64) and device; any strides.
+        reduction: "mean", "sum", or "none" (elementwise; nothing to fuse, so it is `F.mse_loss` itself).
+
+    Returns a scalar (for "none" a tensor of the input's shape) in the input's dtype. For fp16 and bf16 the difference is taken
+    and summed in fp32. Under `torch.autocast` the arguments are cast to fp32, as those of `F.mse_loss` are.
+    Differentiable twice.
+
+    Raises TypeError for a dtype that is not floating point or mixed dtypes; ValueError for shapes that differ (there
+    is no
+    broadcasting), devices that differ or an unknown reduction.
+    """
+    if torch.is_autocast_enabled(input.device.type) and input.is_floating_point() and input.dtype != torch.float64:
+        input, target = input.float(), target.float()
+    _check(input, target, reduction)
+    if reduction == "none":
+        return F.mse_loss(input, target, reduction="none")
+    backend = _backend.resolve(input)
+    if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
+        return _MSELossFunction.apply(input, target, reduction, backend)
+    loss, _ = _ops.mse(_rows(input), _rows(target), reduction, False, backend)
+    return loss
+
+
+# ---------------------------------------------------------------- module
+
+
+class MSELoss(nn.Module):
+    """`torch.nn.MSELoss` on `fastae.mse_loss`: the same arguments and results.
+
+    Args:
+        reduction: "mean", "sum" or "none". Raises ValueError for any other.
+    """
+
+    def __init__(self, reduction: str = "mean") -> None:
+        super().__init__()
+        self.reduction = _check_reduction(reduction, "MSELoss: reduction")
+
+    def forward(self, input: Tensor, target: Tensor) -> Tensor:
+        return mse_loss(input, target, self.reduction)
+
+    def extra_repr(self) -> str:
+        return f"reduction={self.reduction!r}"

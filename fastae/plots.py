@@ -1,0 +1,60 @@
+"""Pictures: loss curves, and originals above their reconstructions."""
+
+from __future__ import annotations
+
+import math
+import os
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from fastae.history import History
+
+
+def _figure(width: float, height: float) -> Any:
+    try:
+        from matplotlib.figure import Figure
+    except ImportError as error:
+        raise ImportError("plots need matplotlib: pip install 'fastae[plots]'") from error
+    return Figure(figsize=(width, height), layout="constrained")  # no pyplot: no display, no global state
+
+
+def plot_history(history: History, path: str | os.PathLike[str]) -> None:
+    """The training and validation loss of each epoch, on a logarithmic scale where they allow one."""
+    figure = _figure(6.4, 4.0)
+    axes = figure.subplots()
+    epochs = range(1, history.epochs + 1)
+    curves = [("training", history.loss), ("validation", history.val_loss)]
+    for label, values in curves:
+        if values:
+            axes.plot(epochs, values, label=label, marker="." if len(values) < 15 else None)
+    if history.loss and min(history.loss + history.val_loss) > 0:
+        axes.set_yscale("log")
+    axes.set(xlabel="epoch", ylabel="mean squared error")
+    axes.grid(alpha=0.3, which="both")
+    axes.legend()
+    figure.savefig(path, dpi=120)
+
+
+def image_side(features: int) -> int | None:
+    """The side of the square image that `features` pixels make, if they make one of at least 4 x 4."""
+    side = math.isqrt(features)
+    return side if side >= 4 and side * side == features else None
+
+
+def plot_reconstructions(originals: NDArray[Any], reconstructions: NDArray[Any], path: str | os.PathLike[str]) -> None:
+    """Square images [count, side * side]: originals in the upper row, their reconstructions below, one grey scale."""
+    side, count = image_side(originals.shape[1]), len(originals)
+    if side is None or not count:
+        raise ValueError(f"plot_reconstructions: originals must be [count, side * side]; got {list(originals.shape)}")
+    figure = _figure(count, 2.3)
+    rows = figure.subplots(2, count, squeeze=False)
+    low, high = float(np.min(originals)), float(np.max(originals))
+    for images, axes, title in zip((originals, reconstructions), rows, ("original", "reconstruction"), strict=True):
+        for image, axis in zip(images, axes, strict=True):
+            axis.imshow(image.reshape(side, side), cmap="gray_r", vmin=low, vmax=high)
+            axis.set_axis_off()
+        axes[0].set_title(title, loc="left", fontsize=9)
+    figure.savefig(path, dpi=120)
