@@ -193,6 +193,6 @@ def _widths(features: Sequence[int], name: str) -> list[int]:
         good = False
     if not good:
         raise ValueError(
-            f"DenseAutoencoder: {name} must be two or more positive whole numbers, e.g. [784, 256, 128]; got {features!r}"
+            f"DenseAutoencoder: {name} must be two or more positive whole numbers, like [784, 128]; got {features!r}"
         )
     return widths

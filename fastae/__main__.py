@@ -1,0 +1,5 @@
+"""`python -m fastae` is the command `fastae`."""
+
+from fastae.cli import main
+
+main()
