@@ -32,7 +32,10 @@ def check_rows(x: object, width: int, name: str) -> None:
 def to_tensor(x: NDArray[Any] | Tensor, like: Tensor) -> Tensor:
     """x as a contiguous tensor of like's dtype on like's device; a copy, but for a tensor that is all that already."""
     if isinstance(x, np.ndarray):
-        x = torch.from_numpy(np.array(x, dtype=np.float64 if like.dtype == torch.float64 else np.float32, order="C"))
+        with np.errstate(over="ignore"):  # to inf, which the check of finite values reports with its place
+            x = torch.from_numpy(
+                np.array(x, dtype=np.float64 if like.dtype == torch.float64 else np.float32, order="C")
+            )
     return x.to(device=like.device, dtype=like.dtype).contiguous()
 
 

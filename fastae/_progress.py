@@ -15,7 +15,7 @@ class Progress:
 
     def __init__(self, epochs: int, steps: int, done: int, enabled: bool) -> None:
         self._epochs, self._steps, self._done = epochs, steps, done
-        self._every = max(1, epochs // 10)
+        self._every = -(-epochs // 10)
         self._bar: Any = None
         self._task: Any = None
         self._enabled, self._next = enabled, 0.0

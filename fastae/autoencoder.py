@@ -189,7 +189,7 @@ def _widths(features: Sequence[int], name: str) -> list[int]:
     try:
         widths = [int(width) for width in features]
         good = len(widths) >= 2 and all(w > 0 and w == f for w, f in zip(widths, features, strict=True))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         good = False
     if not good:
         raise ValueError(

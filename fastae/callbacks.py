@@ -41,7 +41,7 @@ class EarlyStopping(Callback):
 
     Args:
         patience: epochs without improvement to wait for, at least 1.
-        restore_best: give the model the weights of its best epoch when training ends, for whatever reason.
+        restore_best: give the model the weights of its best epoch when training ends, unless by an error.
         min_delta: a smaller fall than this does not count.
         monitor: "val_loss" or "loss".
 
@@ -142,7 +142,10 @@ class Checkpoint(Callback):
         try:
             with safe_open(self.path, framework="pt") as file:
                 values = json.loads(file.metadata()["fastae"])
-                return values | {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a mapping)
+                state = values | {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a mapping)
+            if missing := {"settings", "history", "param_groups", "generator"} - state.keys():
+                raise KeyError(*sorted(missing))
+            return state
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
                 f"Checkpoint: {self.path} must be a checkpoint of fastae; it is truncated or foreign ({error})"

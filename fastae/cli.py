@@ -85,7 +85,7 @@ def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **opt
     from fastae.training import split_rows
 
     _set_up(options["backend"])
-    check_writable(out / "config.json", force)
+    check_writable(out / "model.safetensors", force)
     widths = _numbers(options["features"], "--features")
     decoder = options["decoder_features"] and _numbers(options["decoder_features"], "--decoder-features")
     x = _read(data, key, widths[0])

@@ -1,13 +1,11 @@
-"""Saved models: a folder with `model.safetensors` (the tensors) and `config.json` (everything else). No pickle."""
+"""Saved models: a folder with `model.safetensors` (tensors and description) and `config.json` (a copy). No pickle."""
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -19,7 +17,7 @@ VERSION = 1
 
 
 def write_atomically(files: Mapping[Path, bytes]) -> None:
-    """Write all files or none: a full disk or a kill while writing leaves what was there before."""
+    """Write every file in full, then put them in place in turn: a full disk or a kill while writing changes nothing."""
     parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
     try:
         for path, data in files.items():
@@ -35,10 +33,10 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
 
 
 def save(model: DenseAutoencoder, path: str | os.PathLike[str]) -> None:
-    """Write `model` to the folder `path`, made if it is missing; an older model there survives until the new one is
-    complete.
+    """Write `model` to the folder `path`, made if missing; an older model there survives until the new one is complete.
 
-    Raises OSError if the folder cannot be written.
+    `model.safetensors` is the whole model, its description in the file's metadata: one rename decides between old and
+    new; `config.json` is that description for people and other tools. Raises OSError if the folder cannot be written.
     """
     from safetensors.torch import save as to_bytes
 
@@ -48,16 +46,15 @@ def save(model: DenseAutoencoder, path: str | os.PathLike[str]) -> None:
     if model.scaler is not None:
         tensors["scaler.offset"] = torch.from_numpy(model.scaler.offset)
         tensors["scaler.scale"] = torch.from_numpy(model.scaler.scale)
-    weights = to_bytes(tensors)
-    config = {
+    description = {
         "format": FORMAT,
         "version": VERSION,
         "config": model.config(),
         "scaler": None if model.scaler is None else model.scaler.kind,
-        "weights_sha256": hashlib.sha256(weights).hexdigest(),
     }
-    text = json.dumps(config, indent=2) + "\n"
-    write_atomically({folder / "model.safetensors": weights, folder / "config.json": text.encode()})
+    weights = to_bytes(tensors, {"fastae": json.dumps(description)})
+    text = json.dumps(description, indent=2) + "\n"
+    write_atomically({folder / "config.json": text.encode(), folder / "model.safetensors": weights})  # the last decides
 
 
 def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> DenseAutoencoder:
@@ -66,42 +63,37 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> De
     Raises FileNotFoundError if `path` holds no model and ValueError if what it holds is truncated, foreign or of a
     newer version.
     """
-    from safetensors.torch import load as from_bytes
+    from safetensors import SafetensorError, safe_open
 
-    folder = Path(path)
-    if not (folder / "config.json").is_file():
-        raise FileNotFoundError(f"load: path must be a folder with a saved model (config.json); got {str(path)!r}")
-    config = _read_config(folder / "config.json")
-    try:
-        weights = (folder / "model.safetensors").read_bytes()
-    except FileNotFoundError:
-        raise FileNotFoundError(f"load: {folder / 'model.safetensors'} is missing beside its config.json") from None
-    if hashlib.sha256(weights).hexdigest() != config["weights_sha256"]:
-        raise ValueError(
-            f"load: {folder / 'model.safetensors'} must be the file that config.json describes; it is truncated, "
-            "changed, or from another save"
+    file = Path(path) / "model.safetensors"
+    if not file.is_file():
+        raise FileNotFoundError(
+            f"load: path must be a folder with a saved model (model.safetensors); got {str(path)!r}"
         )
-    tensors = from_bytes(weights)
-    scaler = None
-    if config["scaler"] is not None:
-        offset, scale = tensors.pop("scaler.offset").numpy(), tensors.pop("scaler.scale").numpy()
-        scaler = Scaler(config["scaler"], offset, scale)
-    model = DenseAutoencoder(**config["config"], device="meta")  # allocates nothing, draws no random numbers
-    model.load_state_dict(tensors, assign=True)
+    try:
+        with safe_open(file, framework="pt") as opened:
+            description = json.loads(opened.metadata()["fastae"])
+            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 (not a mapping)
+        if description["format"] != FORMAT:
+            raise ValueError(f"format {description['format']!r}")
+        if description["version"] != VERSION:
+            raise _VersionError(f"load: {file} must have version {VERSION}; got {description['version']!r}")
+        scaler = None
+        if description["scaler"] is not None:
+            offset, scale = tensors.pop("scaler.offset").numpy(), tensors.pop("scaler.scale").numpy()
+            scaler = Scaler(description["scaler"], offset, scale)
+        model = DenseAutoencoder(**description["config"], device="meta")  # allocates nothing, draws no random numbers
+        model.load_state_dict(tensors, assign=True)
+    except _VersionError:
+        raise
+    except (SafetensorError, ValueError, TypeError, KeyError, RuntimeError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise ValueError(
+            f"load: {file} must be a model that fastae saved; it is truncated or foreign ({reason})"
+        ) from None
     model.scaler = scaler
     return model.to(device)
 
 
-def _read_config(path: Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-        known = config["format"] == FORMAT
-        version = config["version"]
-        complete = {"config", "scaler", "weights_sha256"} <= config.keys()
-    except (ValueError, TypeError, KeyError):
-        known = False
-    if not known:
-        raise ValueError(f"load: {path} must be the description of a saved fastae model; it is truncated or foreign")
-    if version != VERSION or not complete:
-        raise ValueError(f"load: {path} must have version {VERSION}; got {version!r}, which another fastae wrote")
-    return config
+class _VersionError(ValueError):
+    """A model of fastae, but of another version of the format."""

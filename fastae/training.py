@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import operator
 import time
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
@@ -17,7 +19,7 @@ from fastae._arrays import CHUNK_VALUES, check_all_finite, check_rows, to_tensor
 from fastae._errors import nearest
 from fastae._progress import Progress
 from fastae.autoencoder import DenseAutoencoder
-from fastae.callbacks import Callback
+from fastae.callbacks import Callback, Checkpoint
 from fastae.history import History
 from fastae.mse_loss import mse_loss
 
@@ -50,8 +52,8 @@ class Run:
         optimizer = self.optimizer.state_dict()
         for index, values in optimizer["state"].items():
             state |= {f"optimizer.{index}.{k}": v for k, v in values.items()}
-        for i, callback in enumerate(self.callbacks):
-            state |= {f"callback.{i}.{k}": v for k, v in callback.state_dict().items()}
+        for name, callback in self._named_callbacks():
+            state |= {f"{name}{k}": v for k, v in callback.state_dict().items()}
         return state | {
             "param_groups": optimizer["param_groups"],
             "generator": self.generator.get_state(),
@@ -78,9 +80,17 @@ class Run:
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": state["param_groups"]})
         self.generator.set_state(state["generator"])
         self.history = History(**state["history"])
-        for i, callback in enumerate(self.callbacks):
-            if own := part(f"callback.{i}."):
+        for name, callback in self._named_callbacks():
+            if own := part(name):
                 callback.load_state_dict(own)
+
+    def _named_callbacks(self) -> Iterator[tuple[str, Callback]]:
+        """By class, and by order within a class: a run may be resumed with other callbacks beside."""
+        seen: Counter[str] = Counter()
+        for callback in self.callbacks:
+            kind = type(callback).__name__
+            yield f"callback.{kind}.{seen[kind]}.", callback
+            seen[kind] += 1
 
 
 def fit(
@@ -111,7 +121,7 @@ def fit(
         validation_data: rows for val_loss instead, [rows, features].
         seed: of the split and the order of rows. The same seed, data, machine and thread count give the same bits.
         precision: "float32"; "bfloat16" (computes in bf16, keeps fp32 parameters); "float64" for a float64 model.
-        callbacks: `EarlyStopping`, `Checkpoint` or your own `Callback`s, called in this order.
+        callbacks: `EarlyStopping`, `Checkpoint` or your own `Callback`s, called in this order but a `Checkpoint` last.
         progress: a live bar with loss, val_loss and rows/s on a terminal, about ten lines elsewhere.
 
     Ctrl-C ends training early: the model stays as it is and the history says "interrupted".
@@ -119,8 +129,18 @@ def fit(
     Raises TypeError or ValueError for data or options that do not fit, and FloatingPointError if the loss stops being
     finite; the model is then back at the last finished epoch, which is also what the last checkpoint holds.
     """
-    _check_options(epochs, batch_size, lr, weight_decay, validation_split, precision)
+    epochs, batch_size, seed = (
+        _whole("epochs", epochs),
+        _whole("batch_size", batch_size),
+        _whole("seed", seed, least=None),
+    )
+    lr, weight_decay = float(lr), float(weight_decay)
+    _check_options(lr, weight_decay, validation_split, precision)
     like = next(model.parameters())
+    made = _optimizer(optimizer, model, lr, weight_decay)
+    callbacks = sorted(
+        callbacks, key=lambda callback: isinstance(callback, Checkpoint)
+    )  # last: it holds the others' state
     if like.dtype != PRECISIONS[precision]:
         raise ValueError(
             f"fit: precision {precision!r} needs {str(PRECISIONS[precision])[6:]} parameters; got {str(like.dtype)[6:]}"
@@ -139,11 +159,9 @@ def fit(
         "optimizer": optimizer if isinstance(optimizer, str) else type(optimizer).__name__, "precision": precision,
         "training rows": len(train), "validation rows": len(validation),
     }  # fmt: skip
-    made = _optimizer(optimizer, model, lr, weight_decay) if isinstance(optimizer, str) else optimizer
     run = Run(model, made, generator, callbacks, settings, len(validation) > 0)
     for callback in callbacks:
         callback.on_train_begin(run)
-    run.history.stopped = None  # a run that is resumed goes on
     cast = torch.autocast(like.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
     model.train()
     try:
@@ -248,13 +266,17 @@ def _checked_data(x: NDArray[Any] | Tensor, model: DenseAutoencoder, like: Tenso
     return data
 
 
-def _check_options(
-    epochs: int, batch_size: int, lr: float, weight_decay: float, validation_split: float, precision: str
-) -> None:
-    if epochs < 1:
-        raise ValueError(f"fit: epochs must be at least 1; got {epochs}")
-    if batch_size < 1:
-        raise ValueError(f"fit: batch_size must be at least 1; got {batch_size}")
+def _whole(name: str, value: int, least: int | None = 1) -> int:
+    try:
+        number = operator.index(value)
+    except TypeError:
+        raise TypeError(f"fit: {name} must be a whole number; got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"fit: {name} must be at least {least}; got {number}")
+    return number
+
+
+def _check_options(lr: float, weight_decay: float, validation_split: float, precision: str) -> None:
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"fit: lr must be a positive number; got {lr}")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
@@ -266,7 +288,16 @@ def _check_options(
         raise ValueError(f"fit: precision must be one of {valid}; got {precision!r}{nearest(precision, PRECISIONS)}")
 
 
-def _optimizer(name: str, model: DenseAutoencoder, lr: float, weight_decay: float) -> torch.optim.Optimizer:
+def _optimizer(
+    name: str | torch.optim.Optimizer, model: DenseAutoencoder, lr: float, weight_decay: float
+) -> torch.optim.Optimizer:
+    if isinstance(name, torch.optim.Optimizer):
+        own = {id(parameter) for parameter in model.parameters()}
+        if not any(id(parameter) in own for group in name.param_groups for parameter in group["params"]):
+            raise ValueError("fit: optimizer must be over the model's parameters; got one that holds none of them")
+        return name
+    if not isinstance(name, str):
+        raise TypeError(f"fit: optimizer must be a name or an optimizer over the model's parameters; got {name!r}")
     if name not in OPTIMIZERS:
         valid = ", ".join(OPTIMIZERS)
         raise ValueError(f"fit: optimizer must be one of {valid}; got {name!r}{nearest(name, OPTIMIZERS)}")

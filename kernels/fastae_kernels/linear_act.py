@@ -131,7 +131,7 @@ def linear_act_fwd(
     (M, K), N = x.shape, w.shape[0]
     y = x.new_empty((M, N))
     p = torch.empty_like(y) if keep_p else None
-    tile = tiles.choose(M, N, K, x.dtype)
+    tile = tiles.choose(M, N, K, x, w)
     tiles.launch(
         _linear_act_fwd_kernel, triton.cdiv(M, tile.rows) * triton.cdiv(N, tile.cols), x,
         x, w, b, y, p, M, N, K, *x.stride(), *w.stride(), 0 if b is None else b.stride(0),
@@ -146,7 +146,7 @@ def act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = F
     M, N = dy.shape
     dp = dy.new_empty((M, N))
     block_n = min(128, triton.next_power_of_2(max(N, 1)))
-    block_m = 4096 // block_n if M * N > 4096 else triton.next_power_of_2(max(M, 1))
+    block_m = min(16384 // max(dy.itemsize, 4) // block_n, triton.next_power_of_2(max(M, 1)))  # 32 values a thread
     rows = triton.cdiv(M, block_m)
     partials = workspace(dy, rows, N) if need_db else None
     tiles.launch(
@@ -161,7 +161,7 @@ def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: st
     """dx = (dp w) * f'(...) [M, K]: the gradient handed to the layer below, through that layer's activation."""
     (M, N), K = dp.shape, w.shape[1]
     dx = dp.new_empty((M, K))
-    tile = tiles.choose(M, K, N, dp.dtype)
+    tile = tiles.choose(M, K, N, dp, w)
     tiles.launch(
         _linear_dgrad_act_kernel, triton.cdiv(M, tile.rows) * triton.cdiv(K, tile.cols), dp,
         dp, w, saved, dx, M, N, K, *dp.stride(), *w.stride(), *_strides(saved),
@@ -174,7 +174,7 @@ def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: st
 def linear_wgrad(dp: Tensor, x: Tensor, need_db: bool = False) -> tuple[Tensor, Tensor | None]:
     """dw = dpT x [N, K], and db = the sum of dp over the rows [N] if it is asked for."""
     (M, N), K = dp.shape, x.shape[1]
-    tile = tiles.choose(N, K, M, dp.dtype)
+    tile = tiles.choose(N, K, M, dp, x)
     programs = triton.cdiv(N, tile.rows) * max(1, triton.cdiv(K, tile.cols))  # K = 0 still has a db
     splits, split_rows = split_rows_of(M, N, K)
     dw = dp.new_empty((N, K))

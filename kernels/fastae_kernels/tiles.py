@@ -1,7 +1,6 @@
 """Host side of a launch: which tile a kernel uses on which GPU, whether a launch is legal, and on which device.
 
-A tile changes speed, never bits that users compare: the depth of a reduction and the way `linear_wgrad` splits its rows
-follow from the shape alone.
+A tile changes speed, never bits that users compare: partial results are split and added as the shape alone decides.
 """
 
 from __future__ import annotations
@@ -68,6 +67,14 @@ TILES: dict[tuple[str, int], Tile] = {
 }
 
 
+# Rows that are not multiples of 16 bytes are loaded element by element, through registers: the large tiles spill there.
+UNALIGNED: dict[int, Tile] = {
+    2: Tile(64, 64, 32, 4, 2),
+    4: Tile(64, 64, 16, 4, 2),
+    8: Tile(32, 32, 16, 4, 2),
+}
+
+
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when Triton was first imported)."""
     return bool(triton.knobs.runtime.interpret)
@@ -83,9 +90,12 @@ def family() -> str:
     return "ampere" if target.arch < 90 else "hopper" if target.arch < 100 else "blackwell"
 
 
-def choose(rows: int, cols: int, depth: int, dtype: torch.dtype) -> Tile:
+def choose(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
     """The tile for a [rows, cols] output with a reduction of `depth`, on the device at hand."""
-    return TILES[family(), dtype.itemsize].clipped(rows, cols, depth)
+    size = operands[0].dtype.itemsize
+    aligned = all(stride == 1 or stride * size % 16 == 0 for operand in operands for stride in operand.stride())
+    tile = TILES[family(), size] if aligned or interpreted() else UNALIGNED[size]
+    return tile.clipped(rows, cols, depth)
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
