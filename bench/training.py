@@ -12,9 +12,8 @@ import torch.nn.functional as F
 from torch.utils.data import DataLoader, TensorDataset
 
 import fastae
-from fastae.callbacks import Callback
 from fastae.demo import PlainAutoencoder
-from fastae.training import Run
+from fastae.run import Callback, Run
 
 
 class Idiom(Callback):

@@ -2,11 +2,12 @@
 
 from fastae._backend import get_backend, set_backend, use_backend
 from fastae.autoencoder import DenseAutoencoder
-from fastae.callbacks import Callback, Checkpoint, EarlyStopping
+from fastae.callbacks import Checkpoint, EarlyStopping
 from fastae.history import History
 from fastae.linear_act import LinearAct, linear_act
 from fastae.mse_loss import MSELoss, mse_loss
 from fastae.persistence import load
+from fastae.run import Callback
 from fastae.scaling import Scaler
 
 __version__ = "0.1.0"

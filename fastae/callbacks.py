@@ -1,4 +1,4 @@
-"""What happens beside the training loop: `Callback`, `EarlyStopping`, `Checkpoint`."""
+"""What happens beside the training loop: `EarlyStopping` and `Checkpoint`."""
 
 from __future__ import annotations
 
@@ -6,34 +6,15 @@ import json
 import math
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from torch import Tensor
 
 from fastae._errors import nearest
-
-if TYPE_CHECKING:
-    from fastae.training import Run
+from fastae.outputs import write_atomically
+from fastae.run import Callback, Run
 
 MONITORS = ("val_loss", "loss")
-
-
-class Callback:
-    """Called by `fit`; `run` gives the model, the optimizer, the history, and `run.stop(reason)`.
-
-    `state_dict` and `load_state_dict` carry what must survive a resume: a flat dict of tensors and JSON values.
-    """
-
-    def on_train_begin(self, run: Run) -> None: ...
-
-    def on_epoch_end(self, run: Run) -> None: ...
-
-    def on_train_end(self, run: Run) -> None: ...
-
-    def state_dict(self) -> dict[str, Any]:
-        return {}
-
-    def load_state_dict(self, state: dict[str, Any]) -> None: ...
 
 
 class EarlyStopping(Callback):
@@ -127,8 +108,6 @@ class Checkpoint(Callback):
 
     def _write(self, run: Run) -> None:
         from safetensors.torch import save as to_bytes
-
-        from fastae.persistence import write_atomically
 
         state = run.state_dict()
         # clone: safetensors refuses tensors that share memory, as the state of a user's own optimizer may

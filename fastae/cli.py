@@ -16,8 +16,7 @@ from numpy.typing import NDArray
 import fastae
 from fastae.autoencoder import DenseAutoencoder
 from fastae.data import check_finite, read_array, row_blocks
-from fastae.outputs import check_writable, write_rows
-from fastae.persistence import write_atomically
+from fastae.outputs import check_writable, write_atomically, write_rows
 
 _source = click.argument("data")
 _key = click.option("--key", help="Which array of a .npz file.")

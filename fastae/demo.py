@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import fastae
-from fastae.callbacks import Callback
 from fastae.data import read_array
-from fastae.persistence import write_atomically
+from fastae.outputs import write_atomically
 from fastae.plots import plot_reconstructions
-from fastae.training import Run, split_rows
+from fastae.run import Callback, Run
+from fastae.training import split_rows
 
 BATCH_SIZE, LR, SEED, VALIDATION = 256, 1e-3, 0, 0.2
 

@@ -37,6 +37,6 @@ class History:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the loss curves into the image file `path`. Raises ImportError without matplotlib (fastae[plots])."""
-        from fastae.plots import plot_history
+        from fastae.plots import plot_losses
 
-        plot_history(self, path)
+        plot_losses({"training": self.loss, "validation": self.val_loss}, path)

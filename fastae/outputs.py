@@ -1,10 +1,10 @@
-"""Result files of the command line: written block by block, and put in place only when complete."""
+"""Files on their way out: put in place only when complete, so that a failure leaves the older file."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +12,19 @@ import numpy as np
 from numpy.typing import NDArray
 
 SUFFIXES = (".npy", ".csv")
+
+
+def write_atomically(files: Mapping[Path, bytes]) -> None:
+    """Write every file in full, then put them in place in turn: a full disk or a kill while writing changes nothing."""
+    with ExitStack() as stack:
+        parts = {path: stack.enter_context(_part(path)) for path in files}
+        for path, data in files.items():
+            with parts[path].open("wb") as file:
+                file.write(data)
+                file.flush()
+                os.fsync(file.fileno())
+        for path, part in parts.items():
+            part.replace(path)
 
 
 def check_writable(path: Path, force: bool) -> None:

@@ -4,32 +4,16 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
 from pathlib import Path
 
 import torch
 
 from fastae.autoencoder import DenseAutoencoder
+from fastae.outputs import write_atomically
 from fastae.scaling import Scaler
 
 FORMAT = "fastae.DenseAutoencoder"
 VERSION = 1
-
-
-def write_atomically(files: Mapping[Path, bytes]) -> None:
-    """Write every file in full, then put them in place in turn: a full disk or a kill while writing changes nothing."""
-    parts = {path: path.with_name(f".{path.name}.{os.getpid()}.part") for path in files}
-    try:
-        for path, data in files.items():
-            with parts[path].open("wb") as file:
-                file.write(data)
-                file.flush()
-                os.fsync(file.fileno())
-        for path, part in parts.items():
-            part.replace(path)
-    finally:
-        for part in parts.values():
-            part.unlink(missing_ok=True)
 
 
 def save(model: DenseAutoencoder, path: str | os.PathLike[str]) -> None:

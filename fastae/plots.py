@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import math
 import os
-from typing import TYPE_CHECKING, Any
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-
-if TYPE_CHECKING:
-    from fastae.history import History
 
 
 def _figure(width: float, height: float) -> Any:
@@ -21,16 +19,15 @@ def _figure(width: float, height: float) -> Any:
     return Figure(figsize=(width, height), layout="constrained")  # no pyplot: no display, no global state
 
 
-def plot_history(history: History, path: str | os.PathLike[str]) -> None:
-    """The training and validation loss of each epoch, on a logarithmic scale where they allow one."""
+def plot_losses(curves: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
+    """The named losses of each epoch, on a logarithmic scale where they allow one."""
     figure = _figure(6.4, 4.0)
     axes = figure.subplots()
-    epochs = range(1, history.epochs + 1)
-    curves = [("training", history.loss), ("validation", history.val_loss)]
-    for label, values in curves:
+    for label, values in curves.items():
         if values:
-            axes.plot(epochs, values, label=label, marker="." if len(values) < 15 else None)
-    if history.loss and min(history.loss + history.val_loss) > 0:
+            axes.plot(range(1, len(values) + 1), values, label=label, marker="." if len(values) < 15 else None)
+    drawn = [value for values in curves.values() for value in values]
+    if drawn and min(drawn) > 0:
         axes.set_yscale("log")
     axes.set(xlabel="epoch", ylabel="mean squared error")
     axes.grid(alpha=0.3, which="both")

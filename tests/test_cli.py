@@ -15,7 +15,7 @@ import torch
 from safetensors.torch import save_file
 
 import fastae
-from fastae import cli, persistence
+from fastae import cli, outputs
 from fastae.data import read_array
 
 
@@ -225,7 +225,7 @@ def test_a_full_disk_leaves_the_old_model(run, pixels, tmp_path, monkeypatch):
     def full(_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(persistence.os, "fsync", full)
+    monkeypatch.setattr(outputs.os, "fsync", full)
     code, _, err = run("train", "d.npy", *TRAIN, "--seed", "1", "--force")
     assert (code, err.count("\n")) == (2, 1)
     assert "No space left on device" in err
