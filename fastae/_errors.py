@@ -17,12 +17,25 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     return f"; did you mean {close[0]!r}?" if close else ""
 
 
+def require_tensors(function: str, **tensors: object) -> None:
+    """Each is a torch.Tensor."""
+    for name, t in tensors.items():
+        if not isinstance(t, Tensor):
+            raise TypeError(f"{function}: {name} must be a torch.Tensor; got {type(t).__name__}")
+
+
+def autocast_dtype(x: Tensor) -> torch.dtype | None:
+    """The dtype that autocast asks of a floating-point argument, or None where it is off or leaves x alone."""
+    kind = x.device.type
+    if x.dtype == torch.float64 or not x.is_floating_point() or not torch.amp.is_autocast_available(kind):
+        return None
+    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
+
+
 def check_tensors(function: str, **tensors: Tensor | None) -> None:
     """All of one supported floating-point dtype and on one device; the first argument sets the example."""
     first, *others = ((name, t) for name, t in tensors.items() if t is not None)
     name, x = first
-    if not isinstance(x, Tensor):
-        raise TypeError(f"{function}: {name} must be a torch.Tensor; got {type(x).__name__}")
     if x.dtype not in FLOATS:
         raise TypeError(f"{function}: {name} must be float32, float16, bfloat16 or float64; got {_short(x.dtype)}")
     for other, t in others:

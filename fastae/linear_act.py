@@ -10,7 +10,7 @@ from fastae_kernels.reference import ACTIVATIONS, DIFFERENTIABLE
 from torch import Tensor, nn
 
 from fastae import _backend, _ops
-from fastae._errors import check_tensors, nearest
+from fastae._errors import autocast_dtype, check_tensors, nearest, require_tensors
 
 # ---------------------------------------------------------------- checks
 
@@ -104,8 +104,8 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
     not fit
     or an unknown activation, RuntimeError if the backend is "triton" and cannot run here.
     """
-    if torch.is_autocast_enabled(x.device.type) and x.is_floating_point() and x.dtype != torch.float64:
-        dtype = torch.get_autocast_dtype(x.device.type)
+    require_tensors("linear_act", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    if (dtype := autocast_dtype(x)) is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, weight, bias, activation)
     backend = _backend.resolve(x, weight.shape[1])

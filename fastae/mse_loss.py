@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastae import _backend, _ops
-from fastae._errors import check_tensors, nearest
+from fastae._errors import autocast_dtype, check_tensors, nearest, require_tensors
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -74,7 +74,8 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     is no
     broadcasting), devices that differ or an unknown reduction.
     """
-    if torch.is_autocast_enabled(input.device.type) and input.is_floating_point() and input.dtype != torch.float64:
+    require_tensors("mse_loss", input=input, target=target)
+    if autocast_dtype(input) is not None:
         input, target = input.float(), target.float()
     _check(input, target, reduction)
     if reduction == "none":

@@ -52,6 +52,13 @@ def _sigmoid(p):
 
 
 @triton.jit
+def _sigmoid_slope(p):
+    """s (1 - s), without the cancellation of 1 - s for large p."""
+    z = tl.exp(-tl.abs(p))
+    return z / ((1.0 + z) * (1.0 + z))
+
+
+@triton.jit
 def identity_fwd(p):
     return p
 
@@ -88,7 +95,7 @@ def elu_fwd(p):
 
 @triton.jit
 def elu_bwd(dy, y):
-    return tl.where(y > 0, dy, dy * (y + 1.0))
+    return tl.where(y <= 0, dy * (y + 1.0), dy)
 
 
 @triton.jit
@@ -110,9 +117,9 @@ def gelu_tanh_fwd(p):
 
 @triton.jit
 def gelu_tanh_bwd(dy, p):
-    s = _sigmoid((p + p * p * p * _GELU_CUBIC) * (2.0 * _SQRT_2_OVER_PI))
+    u = (p + p * p * p * _GELU_CUBIC) * (2.0 * _SQRT_2_OVER_PI)
     slope = (1.0 + p * p * (3.0 * _GELU_CUBIC)) * (2.0 * _SQRT_2_OVER_PI)
-    return dy * (s + p * slope * s * (1.0 - s))
+    return dy * (_sigmoid(u) + p * _sigmoid_slope(u) * slope)  # in this order: p * slope overflows first
 
 
 @triton.jit
@@ -122,8 +129,7 @@ def silu_fwd(p):
 
 @triton.jit
 def silu_bwd(dy, p):
-    s = _sigmoid(p)
-    return dy * s * (1.0 + p * (1.0 - s))
+    return dy * (_sigmoid(p) + p * _sigmoid_slope(p))
 
 
 @triton.jit
@@ -138,14 +144,16 @@ def sigmoid_bwd(dy, y):
 
 @triton.jit
 def tanh_fwd(p):
-    t = _expm1(-2.0 * tl.abs(p))
-    size = -t / (2.0 + t)
+    size = tl.abs(p)
+    t, z = _expm1(-2.0 * size), tl.exp(-2.0 * size)
+    # The second form is right to half a unit near 1, where the derivative 1 - y * y magnifies an error of y
+    size = tl.where(size < 0.7, -t / (2.0 + t), 1.0 - 2.0 * z / (1.0 + z))
     return tl.where(p < 0, -size, size)
 
 
 @triton.jit
 def tanh_bwd(dy, y):
-    return dy * (1.0 - y * y)
+    return dy * ((1.0 - y) * (1.0 + y))  # 1 - y is exact above 1/2, y * y is not
 
 
 @triton.jit
@@ -159,15 +167,22 @@ def softplus_bwd(dy, y):
 
 
 @triton.jit
+def _logit_bounds(dtype: tl.constexpr):
+    # As tensors: a number that a comparison or tl.where meets becomes fp32, in fp64 another bound
+    return tl.full((), _LOGIT_EPS, dtype), tl.full((), 1.0 - _LOGIT_EPS, dtype)
+
+
+@triton.jit
 def logit_fwd(p):
-    # NaN is kept: both comparisons are false for it
-    p = tl.where(p < _LOGIT_EPS, _LOGIT_EPS, tl.where(p > 1.0 - _LOGIT_EPS, 1.0 - _LOGIT_EPS, p))
+    low, high = _logit_bounds(p.dtype)
+    p = tl.where(p < low, low, tl.where(p > high, high, p))  # NaN is kept: both comparisons are false for it
     return tl.log(p / (1.0 - p))
 
 
 @triton.jit
 def logit_bwd(dy, p):
-    clamped = (p < _LOGIT_EPS) | (p > 1.0 - _LOGIT_EPS)
+    low, high = _logit_bounds(p.dtype)
+    clamped = (p < low) | (p > high)
     q = tl.where(clamped, 0.5, p)
     return tl.where(clamped, 0.0, dy / (q * (1.0 - q)))
 

@@ -174,8 +174,10 @@ def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: st
 def linear_wgrad(dp: Tensor, x: Tensor, need_db: bool = False) -> tuple[Tensor, Tensor | None]:
     """dw = dpT x [N, K], and db = the sum of dp over the rows [N] if it is asked for."""
     (M, N), K = dp.shape, x.shape[1]
+    if K == 0:  # no tile of dw to sum db beside
+        return dp.new_empty((N, 0)), act_bwd(dp, None, "identity", True)[1] if need_db else None
     tile = tiles.choose(N, K, M, dp, x)
-    programs = triton.cdiv(N, tile.rows) * max(1, triton.cdiv(K, tile.cols))  # K = 0 still has a db
+    programs = triton.cdiv(N, tile.rows) * triton.cdiv(K, tile.cols)
     splits, split_rows = split_rows_of(M, N, K)
     dw = dp.new_empty((N, K))
     db = dp.new_empty(N) if need_db else None
@@ -196,6 +198,6 @@ def linear_wgrad(dp: Tensor, x: Tensor, need_db: bool = False) -> tuple[Tensor, 
 def split_rows_of(M: int, N: int, K: int) -> tuple[int, int]:
     """(splits, rows in each) of a weight gradient: from the shape alone, counted in tiles of 64 x 128."""
     output_tiles = triton.cdiv(N, 64) * triton.cdiv(K, 128)
-    splits = max(1, min(SPLIT_PROGRAMS // max(output_tiles, 1), triton.cdiv(M, SPLIT_ROWS)))
+    splits = max(1, min(SPLIT_PROGRAMS // max(output_tiles, 1), M // SPLIT_ROWS))
     split_rows = triton.cdiv(triton.cdiv(max(M, 1), splits), 128) * 128  # whole reduction steps of every tile
     return triton.cdiv(max(M, 1), split_rows), split_rows

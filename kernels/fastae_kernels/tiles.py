@@ -114,6 +114,8 @@ def dot_precision(dtype: torch.dtype) -> str:
 
 def why_not(tensor: Tensor) -> str | None:
     """None if kernels can be launched on this tensor, or what is missing and what to do about it."""
+    if tensor.is_meta:
+        return "a meta tensor holds no data"
     if interpreted():
         return None
     try:

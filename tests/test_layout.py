@@ -1,0 +1,158 @@
+"""The rules of the house, read from the source and from fresh processes."""
+
+import ast
+import inspect
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from fastae_kernels import linear_act, mse_loss, reference
+
+ROOT = Path(__file__).parent.parent
+FASTAE = sorted((ROOT / "fastae").rglob("*.py"))
+KERNELS = sorted((ROOT / "kernels").rglob("*.py"))
+BANNED = ("triton", "matplotlib", "rich", "click", "sklearn", "mlxtend")
+
+
+def fresh(code: str) -> str:
+    done = subprocess.run([sys.executable, "-W", "error", "-c", code], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    return done.stdout.strip()
+
+
+def imports(path: Path) -> set[str]:
+    """Every module a file names in an import, wherever it stands."""
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path.name}: a relative import"
+            found.add(node.module or "")
+    return {name.split(".")[0] for name in found}
+
+
+def calls(path: Path) -> list[tuple[str, ast.Call]]:
+    """`a.b.c(...)` as ("a.b.c", node)."""
+    tree = ast.parse(path.read_text())
+    return [(ast.unparse(node.func), node) for node in ast.walk(tree) if isinstance(node, ast.Call)]
+
+
+def ids(path: Path) -> str:
+    return path.relative_to(ROOT).as_posix()
+
+
+def test_there_is_source_to_read() -> None:
+    assert {"linear_act.py", "mse_loss.py", "__init__.py"} <= {p.name for p in FASTAE}
+    assert {"linear_act.py", "mse_loss.py", "reference.py", "tile_ops.py"} <= {p.name for p in KERNELS}
+
+
+# ---------------------------------------------------------------- imports
+
+
+def test_import_fastae_is_light() -> None:
+    code = f"import sys, fastae; print([m for m in {BANNED!r} if m in sys.modules])"
+    assert fresh(code) == "[]"
+
+
+def test_import_fastae_touches_no_device() -> None:
+    """Were CUDA looked at, these would be called; and no tensor is made on the way."""
+    code = """
+import torch
+def fail(*_, **__):
+    raise AssertionError("a device was touched at import")
+for name in ("is_available", "device_count", "current_device", "init", "_lazy_init", "get_device_properties"):
+    setattr(torch.cuda, name, fail)
+import fastae
+print(torch.cuda.is_initialized())
+"""
+    assert fresh(code) == "False"
+
+
+def test_reference_needs_no_triton() -> None:
+    assert fresh("import sys, fastae_kernels.reference; print('triton' in sys.modules)") == "False"
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=ids)
+def test_kernels_know_neither_fastae_nor_tests(path: Path) -> None:
+    assert not imports(path) & {"fastae", "tests", "bench"}
+
+
+@pytest.mark.parametrize("path", FASTAE, ids=ids)
+def test_fastae_does_not_import_uphill(path: Path) -> None:
+    assert not imports(path) & {"tests", "bench", "accuracy", "cases", "conftest", "pytest"}
+
+
+def test_fastae_kernels_imports_alone() -> None:
+    code = "import sys, fastae_kernels.linear_act, fastae_kernels.mse_loss; print('fastae' in sys.modules)"
+    assert fresh(code) == "False"
+
+
+def test_kernels_is_a_source_root_not_a_package() -> None:
+    assert (ROOT / "kernels" / "fastae_kernels" / "__init__.py").exists()
+    assert not (ROOT / "kernels" / "__init__.py").exists()
+
+
+@pytest.mark.parametrize("package", ["fastae", "kernels/fastae_kernels"])
+def test_typed(package: str) -> None:
+    assert (ROOT / package / "py.typed").exists()
+
+
+# ---------------------------------------------------------------- twins
+
+
+def launchers() -> list[tuple[str, object]]:
+    found = []
+    for module in (linear_act, mse_loss):
+        for name, value in inspect.getmembers(module, inspect.isfunction):
+            if value.__module__ == module.__name__ and not name.startswith("_") and hasattr(reference, name):
+                found.append((name, value))
+    return found
+
+
+def test_every_op_has_a_twin() -> None:
+    assert {name for name, _ in launchers()} == {"act_bwd", "linear_act_fwd", "linear_dgrad_act", "linear_wgrad", "mse"}
+
+
+@pytest.mark.parametrize(("name", "launcher"), launchers(), ids=[name for name, _ in launchers()])
+def test_a_twin_has_its_launchers_signature(name: str, launcher: object) -> None:
+    assert inspect.signature(launcher) == inspect.signature(getattr(reference, name))
+
+
+# ---------------------------------------------------------------- kernels
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=ids)
+def test_masked_loads_name_their_other(path: Path) -> None:
+    """The interpreter reads 0 there and a GPU garbage, so no test of numbers can see it."""
+    for name, node in calls(path):
+        if name == "tl.load":
+            words = {k.arg for k in node.keywords}
+            assert len(node.args) == 1, f"line {node.lineno}: mask and other by name"
+            assert "mask" not in words or "other" in words, f"line {node.lineno}: a masked load without other="
+
+
+@pytest.mark.parametrize("path", KERNELS, ids=ids)
+def test_plain_pointers_and_grids_on_axis_0(path: Path) -> None:
+    for name, node in calls(path):
+        assert "make_block_ptr" not in name
+        if name == "tl.program_id":
+            assert [ast.unparse(a) for a in node.args] == ["0"], f"line {node.lineno}"
+            assert not node.keywords, f"line {node.lineno}"
+
+
+@pytest.mark.parametrize(
+    "path", [*KERNELS, ROOT / "fastae" / "linear_act.py", ROOT / "fastae" / "mse_loss.py"], ids=ids
+)
+def test_no_hidden_synchronisation(path: Path) -> None:
+    for name, node in calls(path):
+        last = name.rsplit(".", 1)[-1]
+        assert last not in ("item", "tolist", "synchronize", "cpu", "numpy"), f"line {node.lineno}: {name}"
+        assert name not in ("torch.equal", "torch.allclose"), f"line {node.lineno}: {name}"
+
+
+def test_the_source_has_loads_to_look_at() -> None:
+    loads = [node for path in KERNELS for name, node in calls(path) if name == "tl.load"]
+    assert len(loads) >= 8
+    assert sum(any(k.arg == "mask" for k in node.keywords) for node in loads) >= 8
