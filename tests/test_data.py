@@ -273,7 +273,7 @@ def test_what_is_no_data_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
 def test_check_finite_counts_over_all_chunks(tmp_path: Path) -> None:
     array = np.zeros((40, 5), np.float32)
     array[[17, 18, 30, 39], [4, 0, 1, 4]] = np.nan, np.nan, np.inf, np.nan
-    message = r"^pixels: must be finite; got 3 NaN and 1 inf, the first at row 17, column 4 \(nan\)$"
+    message = r"^pixels must be finite; got 3 NaN and 1 inf, the first at row 17, column 4 \(nan\)$"
     for chunk_rows in (1, 3, 17, 18, 40, 65536):
         for x in (array, np.asfortranarray(array), read_array(write_npy(tmp_path, array))):
             with pytest.raises(ValueError, match=message):
@@ -282,8 +282,8 @@ def test_check_finite_counts_over_all_chunks(tmp_path: Path) -> None:
 
 def test_check_finite_refuses_and_accepts() -> None:
     for array, message in [
-        (np.array([[0, -np.inf], [np.inf, 0]]), "x: must be finite; got 2 inf, the first at row 0, column 1 (-inf)"),
-        (np.array([[0], [np.nan]], "f2"), "x: must be finite; got 1 NaN, the first at row 1, column 0 (nan)"),
+        (np.array([[0, -np.inf], [np.inf, 0]]), "x must be finite; got 2 inf, the first at row 0, column 1 (-inf)"),
+        (np.array([[0], [np.nan]], "f2"), "x must be finite; got 1 NaN, the first at row 1, column 0 (nan)"),
         (np.zeros(3), "array: must be [rows, features]; got shape (3,)"),
     ]:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
