@@ -47,7 +47,7 @@ class Tile:
         }
 
 
-# (family, bytes per element) -> tile. Compiled for each family without spills; no GPU has timed them yet.
+# (family, bytes per element) -> tile. Compiled for the NVIDIA families; no GPU has timed them yet.
 TILES: dict[tuple[str, int], Tile] = {
     ("interpreter", 2): Tile(32, 32, 32, 4, 1),
     ("interpreter", 4): Tile(32, 32, 32, 4, 1),
