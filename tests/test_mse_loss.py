@@ -61,8 +61,8 @@ def test_loss_and_gradients(reduction: str, shape: tuple[int, ...], dtype: torch
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
-def test_a_loss_scale_keeps_small_gradients(dtype: torch.dtype, backend: str) -> None:
-    """2 (input - target) / n is 2e-6 here: under the normal range of fp16 until the upstream gradient lifts it."""
+def test_small_gradients_under_a_loss_scale_are_no_worse_than_pytorchs(dtype: torch.dtype, backend: str) -> None:
+    """2 (input - target) / n is 2e-6 here: under the normal range of fp16 before the upstream gradient lifts it."""
     target = normal(96, 96, dtype=dtype)
     input = target + (0.01 * normal(96, 96, seed=1)).to(dtype)
     for upstream in (1024.0, 16384.0):
