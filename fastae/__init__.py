@@ -9,6 +9,7 @@ from fastae.mse_loss import MSELoss, mse_loss
 from fastae.persistence import load
 from fastae.run import Callback
 from fastae.scaling import Scaler
+from fastae.train_step import TrainStep
 
 __version__ = "0.1.0"
 __all__ = [
@@ -20,6 +21,7 @@ __all__ = [
     "LinearAct",
     "MSELoss",
     "Scaler",
+    "TrainStep",
     "get_backend",
     "linear_act",
     "load",

@@ -1,19 +1,38 @@
-"""Which implementation runs: the torch twins or the Triton kernels. The choice is process-wide; each call is decided
-by its tensors."""
+"""Which implementation runs: the torch twins, on a CPU with oneDNN's products, or the Triton kernels.
+
+The choice is process-wide; each call is decided by its tensors.
+"""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import cache
+from importlib import import_module
 from importlib.util import find_spec
+from typing import Any
 
 import torch
+from fastae_kernels import onednn
 from torch import Tensor
 
 from fastae._errors import nearest
 
-BACKENDS = ("auto", "torch", "triton")
+BACKENDS = ("auto", "torch", "onednn", "triton")
+
+# op -> the module of its Triton kernel
+KERNELS = {
+    "act_bwd": "linear_act",
+    "linear_act_fwd": "linear_act",
+    "linear_dgrad_act": "linear_act",
+    "linear_wgrad": "linear_act",
+    "mse": "mse_loss",
+    "linear_act_mse": "linear_act_mse",
+    "decoder_mse": "linear_act_mse",
+    "stack_score": "stack_score",
+    "stack_encode": "stack_score",
+}
 
 # `auto` on a GPU: Triton up to this many in_features, ATen above, where an epilogue saves too little to pay for a GEMM
 # slower than cuBLAS (2F / (K BW): under 1.5x at 1024 on an H100 and falling as 1/K). A model, not a measurement.
@@ -32,16 +51,17 @@ _current = _checked(os.environ.get("FASTAE_BACKEND", "auto"), "FASTAE_BACKEND")
 
 
 def get_backend() -> str:
-    """The backend in force: "auto", "torch" or "triton"."""
+    """The backend in force: "auto", "torch", "onednn" or "triton"."""
     return _current
 
 
 def set_backend(name: str) -> None:
     """Choose the implementation for the whole process.
 
-    "auto" runs the plain-PyTorch twins on a CPU and, on a GPU, Triton or ATen by dtype and width; "torch" always runs
-    the twins; "triton" always runs the kernels, and calls raise RuntimeError where they cannot run. The environment
-    variable FASTAE_BACKEND sets the choice at import. Raises ValueError for any other name.
+    "auto" runs "onednn" on a CPU and, on a GPU, Triton or ATen by dtype and width; "torch" always runs the twins in
+    plain PyTorch; "onednn" the twins, for large matrices on oneDNN's products where those are faster
+    (`fastae_kernels.onednn` says where); "triton" always the kernels. Calls raise RuntimeError where the backend cannot
+    run. The environment variable FASTAE_BACKEND sets the choice at import. Raises ValueError for any other name.
     """
     global _current
     _current = _checked(name, "set_backend: name")
@@ -59,16 +79,33 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 def resolve(x: Tensor, width: int = 0) -> str:
-    """ "torch" or "triton" for a call on `x`, whose reduction has `width` terms."""
+    """ "torch", "onednn" or "triton" for a call on `x`, whose reduction has `width` terms."""
     if _current == "torch":
         return "torch"
     if _current == "auto":
-        if x.device.type == "cpu" or width > AUTO_MAX_FEATURES.get(x.dtype, -1):
+        if x.device.type == "cpu":
+            return "onednn" if onednn.available() else "torch"
+        if width > AUTO_MAX_FEATURES.get(x.dtype, -1):
             return "torch"
         return "torch" if _why_not_triton(x) else "triton"
-    if reason := _why_not_triton(x):
-        raise RuntimeError(f"backend 'triton' cannot run here: {reason}; or call fastae.set_backend('auto')")
-    return "triton"
+    reason = _why_not_triton(x) if _current == "triton" else _why_not_onednn(x)
+    if reason:
+        raise RuntimeError(f"backend {_current!r} cannot run here: {reason}; or call fastae.set_backend('auto')")
+    return _current
+
+
+@cache
+def op(backend: str, name: str) -> Callable[..., Any]:
+    """The implementation of an op: a twin, the twin on oneDNN, or a Triton launcher."""
+    module = {"torch": "reference", "onednn": "onednn"}.get(backend, KERNELS[name])
+    implementation: Callable[..., Any] = getattr(import_module(f"fastae_kernels.{module}"), name)
+    return implementation
+
+
+def _why_not_onednn(x: Tensor) -> str | None:
+    if x.device.type != "cpu":
+        return f"oneDNN runs on CPU tensors, this one is on {x.device}; move it there"
+    return None if onednn.available() else "this build of PyTorch has no oneDNN (torch.backends.mkldnn)"
 
 
 def _why_not_triton(x: Tensor) -> str | None:

@@ -12,36 +12,18 @@ from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from fastae._arrays import in_chunks
-from fastae.linear_act import LinearAct, check_activation, linear_act
+from fastae._errors import autocast_dtype
+from fastae._layers import layers_of, plan_of, weight_of, why_not_plain
+from fastae._stack import stack_loss
+from fastae.linear_act import LinearAct, check_activation
 from fastae.mse_loss import mse_loss
+from fastae.tied import TiedLinearAct
 
 if TYPE_CHECKING:
     from fastae.history import History
     from fastae.scaling import Scaler
 
 Rows = TypeVar("Rows", Tensor, NDArray[Any])
-
-
-class TiedLinearAct(nn.Module):
-    """A decoder layer that uses its encoder layer's weight transposed: f(x w + b). Its only own parameter is the bias.
-
-    Args:
-        source: the layer whose weight is shared; x is [..., source.out_features], the result [..., source.in_features].
-        activation: as in `fastae.linear_act`.
-    """
-
-    def __init__(self, source: LinearAct, activation: str) -> None:
-        super().__init__()
-        self._source = (source,)  # in a tuple, so that the weight stays one parameter of one module
-        self.in_features, self.out_features = source.out_features, source.in_features
-        self.activation = check_activation(activation, "TiedLinearAct: activation")
-        self.bias = nn.Parameter(torch.zeros_like(source.weight[0]))
-
-    def forward(self, x: Tensor) -> Tensor:
-        return linear_act(x, self._source[0].weight.t(), self.bias, self.activation)
-
-    def extra_repr(self) -> str:
-        return f"{self.in_features}, {self.out_features}, activation={self.activation!r}, tied"
 
 
 class DenseAutoencoder(nn.Module):
@@ -128,8 +110,34 @@ class DenseAutoencoder(nn.Module):
         return self._run(self.decoder, z, self.features[-1], "z")
 
     def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor:
-        """Mean squared error of the reconstruction of x against `target` (x itself by default), as a scalar."""
-        return mse_loss(self(x), x if target is None else target)
+        """Mean squared error of the reconstruction of x against `target` (x itself by default), as a scalar.
+
+        fp32 (fp64 for fp64). All layers and the loss are one autograd function where x is [rows, features[0]], the
+        layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, and under
+        `torch.autocast`, the layers are called one by one.
+        """
+        target = x if target is None else target
+        if not self._fuses(x, target):
+            return mse_loss(_wide(self(x)), _wide(target))
+        layers = layers_of(self)
+        plan = plan_of(layers, x)
+        return stack_loss(x, target, [weight_of(layer) for layer in layers], [layer.bias for layer in layers], plan)
+
+    def _fuses(self, x: Tensor, target: Tensor) -> bool:
+        """Whether the loss can be one function of x and the parameters; what does not fit raises on the other way."""
+        return (
+            isinstance(x, Tensor)
+            and isinstance(target, Tensor)
+            and x.dim() == 2
+            and target.shape == (len(x), self.decoder_features[-1])
+            and x.shape[1] == self.features[0]
+            and x.dtype == target.dtype == self.decoder[-1].bias.dtype
+            and x.device == target.device == self.decoder[-1].bias.device
+            and not target.requires_grad
+            and autocast_dtype(x) is None
+            and type(self).forward is DenseAutoencoder.forward
+            and why_not_plain(self) is None
+        )
 
     def score(self, x: Rows) -> Rows:
         """The mean squared error of each row, [rows, features[0]] -> [rows]; no gradient, bounded memory."""
@@ -196,3 +204,7 @@ def _widths(features: Sequence[int], name: str) -> list[int]:
             f"DenseAutoencoder: {name} must be two or more positive whole numbers, like [784, 128]; got {features!r}"
         )
     return widths
+
+
+def _wide(t: Tensor) -> Tensor:
+    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t

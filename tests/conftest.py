@@ -1,4 +1,4 @@
-"""The interpreter for every kernel of this session, and the two backends as a fixture."""
+"""The interpreter for every kernel of this session, and the backends as a fixture."""
 
 import os
 
@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from fastae_kernels import onednn
 
 import fastae
 
@@ -31,8 +32,11 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
             item.add_marker(pytest.mark.skip(reason="needs a GPU: torch.cuda.is_available() is false"))
 
 
-@pytest.fixture(params=["torch", "triton"])
-def backend(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(params=["torch", "onednn", "triton"])
+def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+    if request.param == "onednn":  # its products at the tests' sizes too, on whatever CPU this is
+        monkeypatch.setattr(onednn, "SMALLEST", 1)
+        monkeypatch.setattr(onednn, "fp32_pays", lambda: True)
     with fastae.use_backend(request.param):
         yield request.param
 

@@ -8,6 +8,7 @@ import sys
 import pytest
 import torch
 from cases import layer
+from fastae_kernels import onednn
 
 import fastae
 from fastae import _backend, _ops
@@ -70,7 +71,7 @@ def test_set_use_and_nest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fastae.get_backend() == "auto"
     fastae.set_backend("triton")
     fastae.linear_act(*args, "relu")
-    assert seen == ["torch", "triton", "torch", "triton"]
+    assert seen == ["onednn", "triton", "torch", "triton"]
 
 
 def test_restored_after_an_exception() -> None:
@@ -85,15 +86,20 @@ def test_restored_after_an_exception() -> None:
 
 @pytest.mark.parametrize(
     ("name", "hint"),
-    [("tritn", "; did you mean 'triton'?"), ("Torch", "; did you mean 'torch'?"), ("zzz", ""), (None, "")],
+    [
+        ("tritn", "; did you mean 'triton'?"),
+        ("Torch", "; did you mean 'torch'?"),
+        ("zzz", ""),
+        (None, "; did you mean 'onednn'?"),
+    ],
 )
 def test_a_wrong_name(name: str, hint: str) -> None:
-    text = f"set_backend: name must be one of auto, torch, triton; got {name!r}{hint}"
+    text = f"set_backend: name must be one of auto, torch, onednn, triton; got {name!r}{hint}"
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         fastae.set_backend(name)
 
 
-@pytest.mark.parametrize("name", ["auto", "torch", "triton", None])
+@pytest.mark.parametrize("name", ["auto", "torch", "onednn", "triton", None])
 def test_environment_variable(name: str | None) -> None:
     assert output("import fastae; print(fastae.get_backend())", FASTAE_BACKEND=name) == (name or "auto")
 
@@ -101,7 +107,7 @@ def test_environment_variable(name: str | None) -> None:
 def test_a_wrong_environment_variable() -> None:
     done = python("import fastae", FASTAE_BACKEND="tritom")
     assert done.returncode == 1
-    text = "ValueError: FASTAE_BACKEND must be one of auto, torch, triton; got 'tritom'; did you mean 'triton'?"
+    text = "ValueError: FASTAE_BACKEND must be one of auto, torch, onednn, triton; got 'tritom'; did you mean 'triton'?"
     assert done.stderr.strip().splitlines()[-1] == text
 
 
@@ -128,6 +134,35 @@ def test_auto_on_a_gpu_goes_by_dtype_and_width(monkeypatch: pytest.MonkeyPatch) 
         RuntimeError, match=r"^backend 'triton' cannot run here: some reason; or call fastae\.set_backend"
     ):
         _backend.resolve(Claims(torch.float16), 16)
+
+
+def test_onednn_is_for_cpu_tensors_and_builds_that_have_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fastae.set_backend("onednn")
+    with pytest.raises(
+        RuntimeError, match=r"^backend 'onednn' cannot run here: oneDNN runs on CPU tensors, this one is on"
+    ):
+        _backend.resolve(torch.empty(1, device="meta"))
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    with pytest.raises(
+        RuntimeError, match=r"no oneDNN \(torch.backends.mkldnn\); or call fastae.set_backend\('auto'\)"
+    ):
+        _backend.resolve(torch.empty(1))
+    fastae.set_backend("auto")
+    assert _backend.resolve(torch.empty(1)) == "torch"
+
+
+@pytest.mark.parametrize(
+    ("vendor", "capability", "pays"),
+    [("AuthenticAMD", "AVX512", True), ("GenuineIntel", "AVX512", False), ("AuthenticAMD", "AVX2", False)],
+)
+def test_where_onednn_multiplies_fp32(
+    monkeypatch: pytest.MonkeyPatch, vendor: str, capability: str, pays: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
+    monkeypatch.setattr(onednn.Path, "exists", lambda path: True)
+    monkeypatch.setattr(onednn.Path, "read_text", lambda path: f"vendor_id : {vendor}")
+    assert onednn.fp32_pays.__wrapped__() == pays
 
 
 # ---------------------------------------------------------------- where Triton cannot run
@@ -163,7 +198,7 @@ def test_without_triton_installed() -> None:
     assert done.stderr.strip().splitlines()[-1] == text + " fastae.set_backend('auto')"
 
 
-@pytest.mark.parametrize("name", ["auto", "torch"])
+@pytest.mark.parametrize("name", ["auto", "torch", "onednn"])
 def test_a_cpu_never_imports_triton(name: str) -> None:
     code = f"""
 import fastae, sys, torch

@@ -82,6 +82,58 @@ def test_linear_wgrad(need_db: bool, dtype: torch.dtype) -> None:
         three_ways("linear_wgrad", normal(M, N, dtype=dtype), normal(M, K, dtype=dtype, seed=1), need_db)
 
 
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("scale_dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_wgrad_with_a_scale(scale_dtype: torch.dtype, dtype: torch.dtype) -> None:
+    """A number on the device, here one between others; 1100 rows are split in two, no in_features leave db alone."""
+    for M, N, K in (*SHAPES[:2], (70, 37, 96), (1100, 5, 3), (5, 3, 0), (0, 3, 4)):
+        dp, x = normal(M, N, dtype=dtype), normal(M, K, dtype=dtype, seed=1)
+        for value in (1 / 300, -3.0, 0.0):
+            scale = torch.tensor([float("nan"), value, float("nan")], dtype=scale_dtype)[1]
+            three_ways("linear_wgrad", dp, x, True, scale=scale)
+            three_ways("linear_wgrad", dp, x, False, scale=scale)
+        plain, one = kernels.linear_wgrad(dp, x, True), kernels.linear_wgrad(dp, x, True, torch.ones(()))
+        assert all(torch.equal(a, b) for a, b in zip(plain, one, strict=True))
+
+
+def test_the_scale_multiplies_before_the_rounding() -> None:
+    """The sums overflow fp16, scaled they do not; unscaled gradients of 1 / n would be below its smallest number."""
+    dp, x = torch.full((600, 3), 200.0, dtype=torch.float16), torch.full((600, 2), 10.0, dtype=torch.float16)
+    for M in (600, 40):  # in splits and in one piece
+        for scale in (2.0**-10, 2.0**-26):
+            dw, db = kernels.linear_wgrad(dp[:M], x[:M], True, torch.tensor(scale))
+            assert (dw == torch.tensor(M * 2000.0 * scale).half()).all()
+            assert (db == torch.tensor(M * 200.0 * scale).half()).all()
+
+
+# ---------------------------------------------------------------- results written where the caller says
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+def test_out(dtype: torch.dtype) -> None:
+    """The same bits as in a fresh tensor, in the caller's own one and nowhere beside it."""
+    for M, N, K in ((3, 5, 7), (70, 37, 96), (1100, 5, 3), (3, 4, 0), (0, 3, 4)):
+        x, w, b = layer("gelu", M, N, K, dtype)
+        dp, below = normal(M, N, dtype=dtype), saved("gelu", M, K, dtype)
+        y, dx, dw, db = (x.new_empty(shape) for shape in ((M, N), (M, K), (N, K), (N,)))
+        for keep_p in (False, True):
+            again, p = kernels.linear_act_fwd(x, w, b, "gelu", keep_p, y)
+            assert again is y
+            assert (p is not None) == keep_p
+            assert torch.equal(y, kernels.linear_act_fwd(x, w, b, "gelu")[0])
+        assert kernels.linear_dgrad_act(dp, w, below, "gelu", dx) is dx
+        assert torch.equal(dx, kernels.linear_dgrad_act(dp, w, below, "gelu"))
+        scale = torch.tensor(0.3)
+        dw_again, db_again = kernels.linear_wgrad(dp, x, True, scale, (dw, db))
+        assert dw_again is dw
+        assert db_again is db
+        fresh_dw, fresh_db = kernels.linear_wgrad(dp, x, True, scale)
+        assert torch.equal(dw, fresh_dw)
+        assert torch.equal(db, fresh_db)
+        assert kernels.linear_wgrad(dp, x, False, None, (dw.fill_(7), None))[1] is None
+        assert torch.equal(dw, kernels.linear_wgrad(dp, x)[0])
+
+
 # ---------------------------------------------------------------- awkward views
 
 

@@ -90,12 +90,13 @@ def _linear_dgrad_act_kernel(
 
 @triton.jit
 def _linear_wgrad_kernel(
-    dp_ptr, x_ptr, dw_ptr, db_ptr, M, N, K, split_rows,
+    dp_ptr, x_ptr, dw_ptr, db_ptr, scale_ptr, M, N, K, split_rows,
     stride_pm, stride_pn, stride_xm, stride_xk,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_R: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """dw = dpT x and db = the row sum of dp, for the rows of one split: contiguous [splits, N, K] and [splits, N]."""
+    """dw = scale dpT x and db = scale sum over rows of dp, for the rows of one split: contiguous [splits, N, K] and
+    [splits, N]; scale is 1 if scale_ptr is not given."""
     tiles_nk = tl.cdiv(N, BLOCK_I) * tl.cdiv(K, BLOCK_J)
     split = tl.program_id(0) // tiles_nk
     pid_n, pid_k = tile_of(tl.program_id(0) % tiles_nk, N, K, BLOCK_I, BLOCK_J, GROUP)
@@ -110,12 +111,16 @@ def _linear_wgrad_kernel(
             dp_ptr, x_ptr, offs_n, mask_n, offs_k, mask_k, start, stop,
             stride_pn, stride_pm, stride_xm, stride_xk, BLOCK_R, ACC, PRECISION, SUM_A=True,
         )  # fmt: skip
+        if scale_ptr is not None:
+            db *= tl.load(scale_ptr).to(ACC)
         tl.store(db_ptr + split.to(tl.int64) * N + offs_n, narrow(db, db_ptr.dtype.element_ty), mask=mask_n)
     else:
         dw, _ = dot_tile(
             dp_ptr, x_ptr, offs_n, mask_n, offs_k, mask_k, start, stop,
             stride_pn, stride_pm, stride_xm, stride_xk, BLOCK_R, ACC, PRECISION,
         )  # fmt: skip
+    if scale_ptr is not None:
+        dw *= tl.load(scale_ptr).to(ACC)
     offs = split.to(tl.int64) * N * K + offs_n[:, None] * K + offs_k[None, :]
     tl.store(dw_ptr + offs, narrow(dw, dw_ptr.dtype.element_ty), mask=mask_n[:, None] & mask_k[None, :])
 
@@ -125,11 +130,11 @@ def _strides(t: Tensor | None) -> tuple[int, int]:
 
 
 def linear_act_fwd(
-    x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool = False
+    x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool = False, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept."""
+    """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept; `out`, contiguous, is for y."""
     (M, K), N = x.shape, w.shape[0]
-    y = x.new_empty((M, N))
+    y = tiles.output(x, (M, N), out)
     p = torch.empty_like(y) if keep_p else None
     tile = tiles.choose(M, N, K, x, w)
     tiles.launch(
@@ -157,10 +162,10 @@ def act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = F
     return dp, None if partials is None else sum_rows(partials, dy.new_empty(N))
 
 
-def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str) -> Tensor:
+def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None) -> Tensor:
     """dx = (dp w) * f'(...) [M, K]: the gradient handed to the layer below, through that layer's activation."""
     (M, N), K = dp.shape, w.shape[1]
-    dx = dp.new_empty((M, K))
+    dx = tiles.output(dp, (M, K), out)
     tile = tiles.choose(M, K, N, dp, w)
     tiles.launch(
         _linear_dgrad_act_kernel, triton.cdiv(M, tile.rows) * triton.cdiv(K, tile.cols), dp,
@@ -171,21 +176,34 @@ def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: st
     return dx
 
 
-def linear_wgrad(dp: Tensor, x: Tensor, need_db: bool = False) -> tuple[Tensor, Tensor | None]:
-    """dw = dpT x [N, K], and db = the sum of dp over the rows [N] if it is asked for."""
+def linear_wgrad(
+    dp: Tensor,
+    x: Tensor,
+    need_db: bool = False,
+    scale: Tensor | None = None,
+    out: tuple[Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """dw = scale dpT x [N, K], and db = scale times the sum of dp over the rows [N] if it is asked for.
+
+    `scale` is a 0-d tensor on the device, read by the kernel and multiplied in the accumulator; 1 if None. `out`,
+    contiguous, is for (dw, db).
+    """
     (M, N), K = dp.shape, x.shape[1]
+    dw_given, db_given = (None, None) if out is None else out
+    dw = tiles.output(dp, (N, K), dw_given)
+    db = tiles.output(dp, (N,), db_given) if need_db else None
     if K == 0:  # no tile of dw to sum db beside
-        return dp.new_empty((N, 0)), act_bwd(dp, None, "identity", True)[1] if need_db else None
+        if db is not None:
+            linear_wgrad(dp, dp.new_zeros((M, 1)), True, scale, (dp.new_empty((N, 1)), db))
+        return dw, db
     tile = tiles.choose(N, K, M, dp, x)
     programs = triton.cdiv(N, tile.rows) * triton.cdiv(K, tile.cols)
     splits, split_rows = split_rows_of(M, N, K)
-    dw = dp.new_empty((N, K))
-    db = dp.new_empty(N) if need_db else None
     dw_out = dw if splits == 1 else workspace(dp, splits, N, K)
     db_out = db if splits == 1 or db is None else workspace(dp, splits, N)
     tiles.launch(
         _linear_wgrad_kernel, splits * programs, dp,
-        dp, x, dw_out, db_out, M, N, K, split_rows, *dp.stride(), *x.stride(),
+        dp, x, dw_out, db_out, scale, M, N, K, split_rows, *dp.stride(), *x.stride(),
         ACC=tiles.accumulator(dp.dtype), PRECISION=tiles.dot_precision(dp.dtype), **tile.meta(),
     )  # fmt: skip
     if splits > 1:

@@ -2,12 +2,12 @@
 
 These are the reference that the kernels are tested against, the path taken on a CPU, and the baseline of the
 benchmarks.
-The mathematics stands in `kernels/README.md`. Tensors are 2-D; outputs are fresh and contiguous.
+The mathematics stands in `kernels/README.md`. Tensors are 2-D; outputs are contiguous, and fresh unless `out` is given.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -118,11 +118,11 @@ DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def linear_act_fwd(
-    x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool = False
+    x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool = False, out: Tensor | None = None
 ) -> tuple[Tensor, Tensor | None]:
-    """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept."""
-    p = F.linear(x, w, b)
-    y = torch.empty_like(p) if keep_p else p
+    """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept; `out` is for y."""
+    p = _linear(x, w, b, None if keep_p else out)
+    y = p if not keep_p else torch.empty_like(p) if out is None else out
     ACTIVATIONS[activation].forward(p, y)
     return y, p if keep_p else None
 
@@ -131,33 +131,166 @@ def act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = F
     """dp = dy * f'(p) [M, N], and db = the sum of dp over the rows [N] if it is asked for."""
     dp = dy.new_empty(dy.shape)
     ACTIVATIONS[activation].backward(dy, dp if saved is None else saved, dp)
-    return dp, _sum_rows(dp) if need_db else None
+    return dp, dp.sum(0) if need_db else None  # ATen accumulates half precision in fp32
 
 
-def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str) -> Tensor:
+def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None) -> Tensor:
     """dx = (dp w) * f'(...) [M, K]: the gradient handed to the layer below, through that layer's activation."""
-    dx = torch.mm(dp, w)
+    dx = torch.mm(dp, w) if out is None else torch.mm(dp, w, out=out)
     if saved is not None:
         ACTIVATIONS[activation].backward(dx, saved, dx)
     return dx
 
 
-def linear_wgrad(dp: Tensor, x: Tensor, need_db: bool = False) -> tuple[Tensor, Tensor | None]:
-    """dw = dpT x [N, K], and db = the sum of dp over the rows [N] if it is asked for."""
-    return torch.mm(dp.t(), x), _sum_rows(dp) if need_db else None
+def linear_wgrad(
+    dp: Tensor,
+    x: Tensor,
+    need_db: bool = False,
+    scale: Tensor | None = None,
+    out: tuple[Tensor, Tensor | None] | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """dw = scale dpT x [N, K], and db = scale times the sum of dp over the rows [N] if it is asked for.
+
+    `out` is for (dw, db). `scale` is a 0-d tensor on the device, 1 if None: what `linear_act_mse` leaves out of dp.
+    """
+    dw, db = (dp.new_empty(dp.shape[1], x.shape[1]), None) if out is None else out
+    if scale is None:
+        torch.mm(dp.t(), x, out=dw)
+    elif scale.device.type == "cpu":  # where reading the number waits for nothing
+        torch.addmm(dw, dp.t(), x, beta=0, alpha=scale.item(), out=dw)
+    else:
+        torch.mm(dp.t(), x, out=dw).mul_(scale)
+    if not need_db:
+        return dw, None
+    db = dp.sum(0) if db is None else torch.sum(dp, 0, out=db)
+    return dw, db if scale is None else db.mul_(scale)
 
 
 def mse(input: Tensor, target: Tensor, reduction: str, need_dinput: bool = False) -> tuple[Tensor, Tensor | None]:
     """sum (input - target)^2, divided by their number for "mean" [], and its gradient 2 (input - target) / n [M, N]."""
-    wide = torch.float32 if input.dtype in _HALF else input.dtype
+    wide = _accumulator(input)
     n = input.numel() if reduction == "mean" else 1
     difference = torch.sub(input.to(wide), target.to(wide), out=input.new_empty(input.shape, dtype=wide))
-    flat = difference.view(-1)
-    loss = torch.dot(flat, flat)
-    loss = loss / n if n else loss * float("nan")  # the mean of nothing is NaN, as in torch
+    loss = squared_error(difference, reduction, None)
     dinput = difference.mul_(2 / n if n else 0.0).to(input.dtype) if need_dinput else None
     return loss.to(input.dtype), dinput
 
 
-def _sum_rows(dp: Tensor) -> Tensor:
-    return dp.sum(0)  # ATen accumulates half precision in fp32
+def linear_act_mse(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    target: Tensor,
+    activation: str,
+    reduction: str,
+    row_weight: Tensor | None = None,
+    need_dp: bool = False,
+    need_y: bool = False,
+    out: Tensor | None = None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """The squared error of y = f(x wT + b) against target [M, N]; dp, and y [M, N] if it is to be kept.
+
+    The loss is sum_ij row_weight_i (y - target)^2, divided by M N for "mean" []; for "none" each row's mean [M]. It is
+    fp32, or fp64 for fp64. dp = row_weight (y - target) f'(p) [M, N] lacks the loss's 2 / n, which `linear_wgrad` puts
+    in: near convergence dp / n is below the smallest fp16. y is subtracted before it is rounded. `out` is for dp.
+    """
+    wide = _accumulator(x)
+    saves = ACTIVATIONS[activation].saves
+    in_place = out if wide == x.dtype and saves is None and not need_y else None
+    p = _linear(x.to(wide), w.to(wide), None if b is None else b.to(wide), in_place)
+    return act_mse(p, target, activation, reduction, row_weight, need_dp, need_y, x.dtype, out)
+
+
+def act_mse(
+    p: Tensor,
+    target: Tensor,
+    activation: str,
+    reduction: str,
+    row_weight: Tensor | None,
+    need_dp: bool,
+    need_y: bool,
+    dtype: torch.dtype,
+    out: Tensor | None,
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What `linear_act_mse` does from p [M, N] on, which it may write over; dp and y come in `dtype`."""
+    saves = ACTIVATIONS[activation].saves
+    y = torch.empty_like(p) if saves == "p" else p
+    ACTIVATIONS[activation].forward(p, y)
+    kept = y.to(dtype, copy=True) if need_y else None
+    keep_y = need_dp and saves == "y"
+    difference = torch.sub(y, target, out=torch.empty_like(y) if keep_y else y)
+    loss = squared_error(difference, reduction, row_weight)
+    if not need_dp:
+        return loss, None, kept
+    dp = difference
+    if row_weight is not None:
+        dp.mul_(row_weight.to(dp.dtype).unsqueeze(1))
+    if saves is not None:
+        ACTIVATIONS[activation].backward(dp, p if saves == "p" else y, dp)
+    if out is not None and out is not dp:
+        return loss, out.copy_(dp), kept
+    return loss, dp.to(dtype), kept
+
+
+def squared_error(difference: Tensor, reduction: str, row_weight: Tensor | None) -> Tensor:
+    """sum row_weight difference^2 [], divided by the number of values for "mean"; for "none" each row's mean [M]."""
+    wide = _accumulator(difference)
+    if reduction == "none" or row_weight is not None:
+        rows = torch.linalg.vector_norm(difference, dim=1, dtype=wide).square_()
+        rows = rows if row_weight is None else rows.mul_(row_weight)
+        if reduction == "none":
+            return rows.div_(difference.shape[1])
+        total = rows.sum()
+    elif difference.dtype in _HALF:
+        total = torch.linalg.vector_norm(difference, dtype=wide).square_()  # torch.dot in bf16 takes 50 times as long
+    else:
+        total = torch.dot(difference.view(-1), difference.view(-1))
+    n = difference.numel() if reduction == "mean" else 1
+    return total / n if n else total * float("nan")  # the mean of nothing is NaN, as in torch
+
+
+def decoder_mse(
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    target: Tensor,
+    activation: str,
+    reduction: str,
+    saved: Tensor | None,
+    below: str,
+    row_weight: Tensor | None = None,
+) -> tuple[Tensor, Tensor, Tensor]:
+    """`linear_act_mse` and, from its dp, dx = (dp w) * f'(...) of the layer below: (loss, dp [M, N], dx [M, K]).
+
+    `saved` and `below` are that layer's, as in `linear_dgrad_act`; `saved` may be x itself.
+    """
+    loss, dp, _ = linear_act_mse(x, w, b, target, activation, reduction, row_weight, need_dp=True)
+    assert dp is not None
+    return loss, dp, linear_dgrad_act(dp, w, saved, below)
+
+
+def stack_score(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
+) -> Tensor:
+    """Each row's mean squared error after all layers, [M, K] -> [M]; fp32, or fp64 for fp64."""
+    h = stack_encode(x, weights[:-1], biases[:-1], activations[:-1])
+    return linear_act_mse(h, weights[-1], biases[-1], x, activations[-1], "none")[0]
+
+
+def stack_encode(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
+) -> Tensor:
+    """The rows of x [M, K] after all layers, [M, N]."""
+    for w, b, activation in zip(weights, biases, activations, strict=True):
+        x, _ = linear_act_fwd(x, w, b, activation)
+    return x
+
+
+def _linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None) -> Tensor:
+    if out is None:
+        return F.linear(x, w, b)
+    return torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
+
+
+def _accumulator(x: Tensor) -> torch.dtype:
+    return torch.float32 if x.dtype in _HALF else x.dtype

@@ -75,6 +75,37 @@ UNALIGNED: dict[int, Tile] = {
 }
 
 
+# The tiles of `linear_act_mse` where they differ: its epilogue holds target, y and dp beside the accumulator, and with 64
+# values of each in a thread gelu and logit spilled.
+LOSS_TILES: dict[tuple[str, int], Tile] = TILES | {
+    ("ampere", 2): Tile(64, 64, 32, 4, 4),
+    ("hopper", 2): Tile(128, 64, 64, 8, 3),
+    ("blackwell", 2): Tile(128, 64, 64, 8, 3),
+    ("amd", 2): Tile(64, 64, 32, 4, 2),
+}
+
+# `decoder_mse`: (family, how a product is computed) -> rows, columns of the output per step, depth = all of K.
+DECODER_TILES: dict[tuple[str, str], Tile] = {
+    ("ampere", "half"): Tile(64, 64, 256, 8, 2),
+    ("ampere", "tf32"): Tile(32, 32, 256, 8, 1),
+    ("hopper", "half"): Tile(64, 64, 256, 8, 2),
+    ("hopper", "tf32"): Tile(64, 16, 256, 8, 2),
+    ("blackwell", "half"): Tile(64, 64, 256, 8, 2),
+    ("blackwell", "tf32"): Tile(64, 32, 256, 8, 2),
+    ("amd", "half"): Tile(32, 32, 256, 4, 1),
+    ("amd", "tf32"): Tile(32, 32, 256, 4, 1),
+}
+
+# The same where there is no larger one, where rows are not multiples of 16 bytes, or where large tiles leave SMs idle.
+DECODER_SMALL: dict[str, Tile] = {
+    "half": Tile(32, 32, 256, 8, 2),
+    "tf32": Tile(32, 32, 256, 8, 1),
+    "ieee": Tile(32, 16, 256, 8, 2),
+    "double": Tile(16, 16, 256, 8, 1),
+}
+FILL = 128  # programs: about one for each SM of an A100 or H100
+
+
 def interpreted() -> bool:
     """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when Triton was first imported)."""
     return bool(triton.knobs.runtime.interpret)
@@ -90,12 +121,35 @@ def family() -> str:
     return "ampere" if target.arch < 90 else "hopper" if target.arch < 100 else "blackwell"
 
 
-def choose(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
+def aligned(*operands: Tensor) -> bool:
+    """Whether rows are multiples of 16 bytes, so that they can be copied asynchronously."""
+    size = operands[0].dtype.itemsize
+    return all(stride == 1 or stride * size % 16 == 0 for operand in operands for stride in operand.stride())
+
+
+def choose(rows: int, cols: int, depth: int, *operands: Tensor, table: dict[tuple[str, int], Tile] = TILES) -> Tile:
     """The tile for a [rows, cols] output with a reduction of `depth`, on the device at hand."""
     size = operands[0].dtype.itemsize
-    aligned = all(stride == 1 or stride * size % 16 == 0 for operand in operands for stride in operand.stride())
-    tile = TILES[family(), size] if aligned or interpreted() else UNALIGNED[size]
+    tile = table[family(), size] if interpreted() or aligned(*operands) else UNALIGNED[size]
     return tile.clipped(rows, cols, depth)
+
+
+def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
+    """The tile of `decoder_mse`; `depth` is all of K."""
+    kind = product(operands[0].dtype)
+    tile = DECODER_TILES.get((family(), kind))
+    if tile is None or rows < FILL * tile.rows or not aligned(*operands):
+        tile = DECODER_SMALL[kind]
+    return tile.clipped(rows, cols, depth)
+
+
+def output(like: Tensor, shape: tuple[int, ...], out: Tensor | None = None) -> Tensor:
+    """`out`, or a fresh tensor of that shape: kernels write contiguous outputs."""
+    if out is None:
+        return like.new_empty(shape)
+    assert out.shape == shape, f"out must be {list(shape)}; got {list(out.shape)}"
+    assert out.is_contiguous(), f"out must be contiguous; got strides {out.stride()}"
+    return out
 
 
 def accumulator(dtype: torch.dtype) -> tl.dtype:
@@ -110,6 +164,11 @@ def dot_precision(dtype: torch.dtype) -> str:
     target = triton.runtime.driver.active.get_current_target()
     # Of AMD's chips only the MI300 family multiplies in tf32; Triton refuses it elsewhere.
     return "tf32" if target.backend == "cuda" or str(target.arch).startswith("gfx94") else "ieee"
+
+
+def product(dtype: torch.dtype) -> str:
+    """How tl.dot multiplies this type: half, tf32, ieee or double."""
+    return "half" if dtype.itemsize == 2 else "double" if dtype == torch.float64 else dot_precision(dtype)
 
 
 def why_not(tensor: Tensor) -> str | None:

@@ -1,0 +1,139 @@
+"""The training step of a stack of layers as one list of kernel calls, the same for autograd and for `TrainStep`.
+
+Forward: L - 1 `linear_act_fwd` and one `linear_act_mse`, or `decoder_mse`. Backward: L `linear_wgrad` and L - 1
+`linear_dgrad_act`, L - 2 after `decoder_mse`. The gradients between layers lack the loss's 2 / n and what stands above
+the loss; all is linear in both, so each `linear_wgrad` puts them in, in its accumulator: no fp16 gradient vanishes
+between layers, and no multiplication is a pass of its own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+from fastae_kernels.reference import ACTIVATIONS
+from torch import Tensor
+
+from fastae._backend import op
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What the schedule needs to know of the layers, first to last."""
+
+    activations: Sequence[str]
+    backends: Sequence[str]
+
+    def __len__(self) -> int:
+        return len(self.activations)
+
+    def keeps_p(self, layer: int, below: bool) -> bool:
+        """Whether a layer below the last keeps p for the backward pass."""
+        return below and ACTIVATIONS[self.activations[layer]].saves == "p"
+
+    def makes_dx(self, last_weight: Tensor, below: bool) -> bool:
+        """Whether the last layer's kernel makes the gradient of the layer below as well."""
+        if not below or len(self) == 1 or self.backends[-1] != "triton":
+            return False
+        from fastae_kernels.linear_act_mse import fits_decoder_mse
+
+        return fits_decoder_mse(last_weight.shape[1], last_weight.dtype)
+
+
+@dataclass
+class Buffers:
+    """Memory for the results of a step on up to `len(x)` rows; with `None` in it, results are fresh."""
+
+    outputs: Sequence[Tensor | None]  # y of every layer but the last, [M, N]
+    gradients: Sequence[Tensor | None]  # dp of every layer, [M, N]
+    parameters: Sequence[tuple[Tensor, Tensor | None] | None]  # (dw [N, K], db [N]) of every layer
+
+
+@dataclass
+class Activity:
+    """What the forward pass leaves for the backward pass."""
+
+    loss: Tensor  # []
+    dp: Tensor  # of the last layer, without the loss's 2 / n
+    dx: Tensor | None  # of the layer below it, if `decoder_mse` has made it
+    inputs: list[Tensor] = field(default_factory=list)  # of every layer; the first is x
+    kept: list[Tensor | None] = field(default_factory=list)  # p of every layer but the last, where f' is written from p
+
+    def saved(self, layer: int, activation: str) -> Tensor | None:
+        """What f' of a layer below the last is written from."""
+        return {"y": self.inputs[layer + 1], "p": self.kept[layer], None: None}[ACTIVATIONS[activation].saves]
+
+
+def forward(
+    x: Tensor,
+    target: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    plan: Plan,
+    buffers: Buffers,
+    below: bool,
+) -> Activity:
+    """The mean squared error of the stack's output against target [M, N].
+
+    `below`: whether x or a layer below the last needs a gradient.
+    """
+    inputs, kept, h = [x], list[Tensor | None](), x
+    last = len(plan) - 1
+    for layer in range(last):
+        activation = plan.activations[layer]
+        fwd = op(plan.backends[layer], "linear_act_fwd")
+        h, p = fwd(h, weights[layer], biases[layer], activation, plan.keeps_p(layer, below), buffers.outputs[layer])
+        inputs.append(h)
+        kept.append(p)
+    w, b, activation, backend = weights[last], biases[last], plan.activations[last], plan.backends[last]
+    if plan.makes_dx(w, below):
+        lower = plan.activations[last - 1]
+        saved = h if ACTIVATIONS[lower].saves == "y" else kept[-1]
+        loss, dp, dx = op(backend, "decoder_mse")(h, w, b, target, activation, "mean", saved, lower)
+    else:
+        loss, dp, _ = op(backend, "linear_act_mse")(
+            h, w, b, target, activation, "mean", need_dp=True, out=buffers.gradients[last]
+        )
+        dx = None
+    return Activity(loss, dp, dx, inputs, kept)
+
+
+def backward(
+    activity: Activity,
+    weights: Sequence[Tensor],
+    plan: Plan,
+    buffers: Buffers,
+    needs: Sequence[tuple[bool, bool]],
+    scale: Tensor,
+    need_dx: bool = False,
+) -> tuple[Tensor | None, list[tuple[Tensor | None, Tensor | None]]]:
+    """dx [M, K] and (dw, db) of every layer, as far as asked for.
+
+    `scale` [] is the gradient above the loss times 2 / n.
+    """
+    grads: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(plan)
+    lowest = 0 if need_dx else next((layer for layer, need in enumerate(needs) if any(need)), len(plan))
+    dp = activity.dp
+    for layer in reversed(range(lowest, len(plan))):
+        backend, (need_dw, need_db) = plan.backends[layer], needs[layer]
+        if need_dw:
+            grads[layer] = op(backend, "linear_wgrad")(
+                dp, activity.inputs[layer], need_db, scale, buffers.parameters[layer]
+            )
+        elif need_db:
+            grads[layer] = None, op(backend, "act_bwd")(dp, None, "identity", True)[1].mul_(scale)
+        if layer > lowest:
+            if layer == len(plan) - 1 and activity.dx is not None:
+                dp = activity.dx
+            else:
+                lower = plan.activations[layer - 1]
+                saved = activity.saved(layer - 1, lower)
+                dp = op(backend, "linear_dgrad_act")(dp, weights[layer], saved, lower, buffers.gradients[layer - 1])
+    if not need_dx:
+        return None, grads
+    return op(plan.backends[0], "linear_dgrad_act")(dp, weights[0], None, "identity").mul_(scale), grads
+
+
+def fresh(layers: int) -> Buffers:
+    """No buffers: every result is a tensor of its own."""
+    return Buffers([None] * layers, [None] * layers, [None] * layers)

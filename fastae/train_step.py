@@ -1,0 +1,197 @@
+"""`TrainStep`: loss, gradients and optimizer of a `DenseAutoencoder` on static memory, without autograd."""
+
+from __future__ import annotations
+
+import operator
+
+import torch
+from torch import Tensor
+
+from fastae import _schedule
+from fastae._captured import Captured
+from fastae._layers import Lowered, layers_of, why_not_plain
+from fastae._update import update_of
+from fastae.autoencoder import DenseAutoencoder
+
+
+class TrainStep:
+    """One step of training a `DenseAutoencoder` by its mean squared error.
+
+    Calling it does what `loss(x).backward(); optimizer.step()` does, on memory that it allocates once: no graph of
+    autograd, no allocation of its own and no wait for the device. On a CUDA device the step is captured as a graph and
+    replayed. The model's parameters, their `.grad` and the optimizer's state stay what they are for everyone else.
+
+        step = fastae.TrainStep(ae, torch.optim.Adam(ae.parameters(), fused=True), batch_size=256)
+        for epoch in range(10):
+            for rows in torch.randperm(len(x)).split(256):
+                step(x, rows)
+            print(step.mean_loss())
+
+    Args:
+        model: a `DenseAutoencoder` as the constructor makes it; frozen parameters are left alone.
+        optimizer: over the model's parameters. `Adam` and `AdamW` with fused=True cost least; on CUDA, capturable=True
+            lets the update into the captured graph.
+        batch_size: the most rows of a step; fewer, as in an epoch's last, are fine.
+        precision: None computes in the parameters' dtype; "bfloat16" in bf16 with fp32 parameters, whose bf16 copy is
+            made once per step.
+
+    Raises ValueError for a model whose training cannot be written as this one schedule (its own `loss` or `forward`,
+    hooks, parametrizations, tensor subclasses), saying what it is; train such a model with `loss(x).backward()`.
+    """
+
+    def __init__(
+        self,
+        model: DenseAutoencoder,
+        optimizer: torch.optim.Optimizer,
+        batch_size: int,
+        precision: str | None = None,
+    ) -> None:
+        if reason := why_not(model):
+            raise ValueError(f"TrainStep: model must be a plain DenseAutoencoder; {reason}")
+        self.batch_size = operator.index(batch_size)
+        if self.batch_size < 1:
+            raise ValueError(f"TrainStep: batch_size must be at least 1; got {batch_size}")
+        self.model, self.optimizer = model, optimizer
+        self.dtype = _compute_dtype(model, precision)
+        self._layers = Lowered(layers_of(model), self.dtype)
+        if not self._layers.trainable:
+            raise ValueError("TrainStep: model must have a parameter that requires a gradient; all are frozen")
+        self._update = update_of(optimizer, self._layers.trainable)
+        self._memory = _Memory(self._layers, self.batch_size)
+        self._slices: dict[int, _Memory] = {self.batch_size: self._memory}
+        self._total = torch.zeros((), dtype=torch.float64, device=self._memory.x.device)
+        self._rows = 0
+        self._below = any(any(need) for need in self._layers.needs[:-1])
+        cuda = self._memory.x.device.type == "cuda"
+        self._captured = Captured(lambda: self._compute(self._memory), self._apply, optimizer) if cuda else None
+
+    def __call__(self, x: Tensor, rows: Tensor | None = None, target: Tensor | None = None) -> Tensor:
+        """Take one step on x [M, features], or on x[rows], and return its loss: [], fp32 (fp64 for fp64).
+
+        Args:
+            x: a floating-point tensor on the model's device; one in the step's dtype is gathered in one pass.
+            rows: int64 indices [M] of the rows of x and of the target; all of them if None. M is at most batch_size.
+            target: what to reconstruct, x itself if None; [M, features] or, with `rows`, as long as x.
+
+        The loss is that before the update. On CUDA its memory is reused: read or copy it before the next call.
+        """
+        count = len(x) if rows is None else len(rows)
+        memory = self._slices.get(count)
+        if memory is None or x.dim() != 2 or x.shape[1] != memory.x.shape[1]:
+            memory = self._slice(count, x)
+        with torch.no_grad():
+            _gather(x, rows, memory.x)
+            if target is not None:
+                _gather(target, rows, memory.target())
+            memory.denoises = target is not None
+            if self._captured is not None and memory is self._memory and target is None:
+                loss = self._captured()
+            else:
+                loss = self._run(memory)
+            self._total.add_(loss, alpha=count)
+        self._rows += count
+        return loss
+
+    def mean_loss(self) -> float:
+        """The mean loss over all rows since the last call of this method; the one wait for the device. NaN for none."""
+        mean = self._total.item() / self._rows if self._rows else float("nan")
+        self._total.zero_()
+        self._rows = 0
+        return mean
+
+    def _run(self, memory: _Memory) -> Tensor:
+        loss = self._compute(memory)
+        self._apply()
+        return loss
+
+    def _compute(self, memory: _Memory) -> Tensor:
+        """The loss; the gradients go to `.grad`."""
+        layers = self._layers
+        layers.refresh()
+        target = memory.target() if memory.denoises else memory.x
+        done = _schedule.forward(
+            memory.x, target, layers.weights, layers.biases, layers.plan, memory.buffers, self._below
+        )
+        _, grads = _schedule.backward(done, layers.weights, layers.plan, memory.buffers, layers.needs, memory.scale)
+        self._gradients = layers.publish(grads)
+        return done.loss
+
+    def _apply(self) -> None:
+        self._update(self._gradients)
+
+    def _slice(self, count: int, x: Tensor) -> _Memory:
+        features = self._memory.x.shape[1]
+        if x.dim() != 2 or x.shape[1] != features:
+            raise ValueError(f"TrainStep: x must be [rows, {features}]; got {list(x.shape)}")
+        if not 1 <= count <= self.batch_size:
+            raise ValueError(f"TrainStep: a step takes 1 to {self.batch_size} rows; got {count}")
+        self._slices[count] = self._memory.first(count)
+        return self._slices[count]
+
+
+class _Memory:
+    """What a step on `count` rows reads and writes; `full` is the memory whose first rows it shares."""
+
+    x: Tensor
+    buffers: _schedule.Buffers
+
+    def __init__(self, layers: Lowered, count: int, full: _Memory | None = None) -> None:
+        def rows(width: int, of: Tensor | None) -> Tensor:
+            return layers.weights[0].new_empty(count, width) if of is None else of[:count]
+
+        widths = [w.shape[0] for w in layers.weights]
+        buffers = None if full is None else full.buffers
+        self.layers, self.count, self.denoises = layers, count, False
+        self.x = rows(layers.weights[0].shape[1], None if full is None else full.x)
+        self._target: Tensor | None = None
+        self.buffers = _schedule.Buffers(
+            [rows(n, None if buffers is None else buffers.outputs[i]) for i, n in enumerate(widths[:-1])],
+            [rows(n, None if buffers is None else buffers.gradients[i]) for i, n in enumerate(widths)],
+            layers.buffers,
+        )
+        wide = torch.promote_types(self.x.dtype, torch.float32)
+        self.scale = torch.full((), 2 / max(count * widths[-1], 1), dtype=wide, device=self.x.device)
+
+    def first(self, count: int) -> _Memory:
+        return _Memory(self.layers, count, self)
+
+    def target(self) -> Tensor:
+        """The buffer of a target that is not x, made when it is first asked for."""
+        if self._target is None:
+            self._target = self.x.new_empty(self.count, self.layers.weights[-1].shape[0])
+        return self._target
+
+
+# What a subclass, or a test, may replace; kept from before anyone could.
+_OWN = {name: getattr(DenseAutoencoder, name) for name in ("forward", "encode", "decode", "loss", "__call__")}
+
+
+def why_not(model: object) -> str | None:
+    """None if `TrainStep` takes the model, or what stands in its way."""
+    if not isinstance(model, DenseAutoencoder):
+        return f"it is a {type(model).__name__}"
+    for name, own in _OWN.items():
+        if getattr(type(model), name) is not own or name in vars(model):
+            return f"its {name} is not DenseAutoencoder's"
+    return why_not_plain(model)
+
+
+def _compute_dtype(model: DenseAutoencoder, precision: str | None) -> torch.dtype:
+    own = next(model.parameters()).dtype
+    if precision in (None, str(own).removeprefix("torch.")):
+        return own
+    if precision != "bfloat16":
+        raise ValueError(f"TrainStep: precision must be None, {str(own)[6:]!r} or 'bfloat16'; got {precision!r}")
+    if own != torch.float32:
+        raise ValueError(f"TrainStep: precision 'bfloat16' needs float32 parameters; got {str(own)[6:]}")
+    return torch.bfloat16
+
+
+def _gather(source: Tensor, rows: Tensor | None, out: Tensor) -> None:
+    """out = source[rows], in out's dtype."""
+    if rows is None:
+        out.copy_(source)
+    elif source.dtype == out.dtype:
+        torch.index_select(source, 0, rows, out=out)
+    else:
+        out.copy_(source.index_select(0, rows))
