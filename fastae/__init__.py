@@ -5,6 +5,7 @@ from fastae.autoencoder import DenseAutoencoder
 from fastae.callbacks import Checkpoint, EarlyStopping
 from fastae.history import History
 from fastae.linear_act import LinearAct, linear_act
+from fastae.linear_act_mse import linear_act_mse
 from fastae.mse_loss import MSELoss, mse_loss
 from fastae.persistence import load
 from fastae.run import Callback
@@ -24,6 +25,7 @@ __all__ = [
     "TrainStep",
     "get_backend",
     "linear_act",
+    "linear_act_mse",
     "load",
     "mse_loss",
     "set_backend",

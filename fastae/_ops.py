@@ -64,12 +64,14 @@ def _linear_dgrad_act_fake(dp: Tensor, w: Tensor, saved: Tensor | None, activati
     return dp.new_empty((dp.shape[0], w.shape[1]))
 
 
-def _linear_wgrad(dp: Tensor, x: Tensor, need_db: bool, backend: str) -> tuple[Tensor, Tensor]:
-    dw, db = op(backend, "linear_wgrad")(dp, x, need_db)
+def _linear_wgrad(dp: Tensor, x: Tensor, need_db: bool, scale: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    dw, db = op(backend, "linear_wgrad")(dp, x, need_db, scale)
     return dw, _or_empty(db, dp)
 
 
-def _linear_wgrad_fake(dp: Tensor, x: Tensor, need_db: bool, backend: str) -> tuple[Tensor, Tensor]:
+def _linear_wgrad_fake(
+    dp: Tensor, x: Tensor, need_db: bool, scale: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
     return dp.new_empty((dp.shape[1], x.shape[1])), dp.new_empty(dp.shape[1] if need_db else 0)
 
 
@@ -188,7 +190,7 @@ linear_dgrad_act = _define(
     _linear_dgrad_act_fake,
 )
 linear_wgrad = _define(
-    "linear_wgrad(Tensor dp, Tensor x, bool need_db, str backend) -> (Tensor, Tensor)",
+    "linear_wgrad(Tensor dp, Tensor x, bool need_db, Tensor? scale, str backend) -> (Tensor, Tensor)",
     _linear_wgrad,
     _linear_wgrad_fake,
 )

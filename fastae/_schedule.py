@@ -39,12 +39,20 @@ class Plan:
 
         return fits_decoder_mse(last_weight.shape[1], last_weight.dtype)
 
+    def fits_one_kernel(self, weights: Sequence[Tensor]) -> bool:
+        """Whether one Triton kernel can carry rows through all layers."""
+        if set(self.backends) != {"triton"}:
+            return False
+        from fastae_kernels.stack_score import fits_stack_score
+
+        return fits_stack_score([weights[0].shape[1], *(w.shape[0] for w in weights)], weights[0].dtype)
+
 
 @dataclass
 class Buffers:
     """Memory for the results of a step on up to `len(x)` rows; with `None` in it, results are fresh."""
 
-    outputs: Sequence[Tensor | None]  # y of every layer but the last, [M, N]
+    outputs: Sequence[tuple[Tensor, Tensor | None] | None]  # y, and p where it is kept, of every layer but the last
     gradients: Sequence[Tensor | None]  # dp of every layer, [M, N]
     parameters: Sequence[tuple[Tensor, Tensor | None] | None]  # (dw [N, K], db [N]) of every layer
 

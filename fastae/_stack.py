@@ -28,11 +28,34 @@ def stack_loss(
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, *parameters)):
         loss: Tensor = _StackLossFunction.apply(x, target, activations, backends, *parameters)
         return loss
-    h = x
-    for w, b, activation, backend in zip(weights[:-1], biases[:-1], activations[:-1], backends[:-1], strict=True):
-        h, _ = _ops.linear_act_fwd(h, w, b, activation, False, backend)
-    result = _ops.linear_act_mse(h, weights[-1], biases[-1], target, activations[-1], "mean", None, False, backends[-1])
-    return result[0]
+    h = _hidden(x, weights[:-1], biases[:-1], plan)
+    loss, _ = _ops.linear_act_mse(
+        h, weights[-1], biases[-1], target, activations[-1], "mean", None, False, backends[-1]
+    )
+    return loss
+
+
+def stack_score(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], plan: Plan) -> Tensor:
+    """Each row's mean squared error after all layers, [M, K] -> [M]; no gradient."""
+    if plan.fits_one_kernel(weights):
+        return _ops.stack_score(x, weights, biases, list(plan.activations), plan.backends[0])
+    h = _hidden(x, weights[:-1], biases[:-1], plan)
+    last = plan.activations[-1], "none", None, False, plan.backends[-1]
+    errors, _ = _ops.linear_act_mse(h, weights[-1], biases[-1], x, *last)
+    return errors
+
+
+def stack_encode(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], plan: Plan) -> Tensor:
+    """The rows of x [M, K] after all layers, [M, N]; no gradient."""
+    if plan.fits_one_kernel(weights):
+        return _ops.stack_encode(x, weights, biases, list(plan.activations), plan.backends[0])
+    return _hidden(x, weights, biases, plan)
+
+
+def _hidden(x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], plan: Plan) -> Tensor:
+    for layer, (w, b) in enumerate(zip(weights, biases, strict=True)):
+        x, _ = _ops.linear_act_fwd(x, w, b, plan.activations[layer], False, plan.backends[layer])
+    return x
 
 
 class _StackLossFunction(torch.autograd.Function):

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from fastae._arrays import in_chunks
 from fastae._errors import autocast_dtype
 from fastae._layers import layers_of, plan_of, weight_of, why_not_plain
-from fastae._stack import stack_loss
+from fastae._stack import stack_loss, stack_score
 from fastae.linear_act import LinearAct, check_activation
 from fastae.mse_loss import mse_loss
 from fastae.tied import TiedLinearAct
@@ -143,8 +143,15 @@ class DenseAutoencoder(nn.Module):
         """The mean squared error of each row, [rows, features[0]] -> [rows]; no gradient, bounded memory."""
 
         def row_errors(rows: Tensor) -> Tensor:
-            wide = rows if rows.dtype == torch.float64 else rows.float()
-            return (self.decoder(self.encoder(rows)) - wide).square().mean(-1)
+            if self._fuses(rows, rows):
+                layers = layers_of(self)
+                return stack_score(
+                    rows,
+                    [weight_of(layer) for layer in layers],
+                    [layer.bias for layer in layers],
+                    plan_of(layers, rows),
+                )
+            return (self(rows) - _wide(rows)).square().mean(-1)
 
         with torch.no_grad():
             return self._run(row_errors, x, self.features[0], "x")

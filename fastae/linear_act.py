@@ -23,20 +23,25 @@ def check_activation(name: str, argument: str) -> str:
     return name
 
 
+def check_layer(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """The shapes of weight and bias fit x [..., in_features]."""
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"{function}: weight must be [out_features, {x.shape[-1]}] to match x {list(x.shape)}; "
+            f"got {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{function}: bias must be [{weight.shape[0]}] to match weight {list(weight.shape)}; got {list(bias.shape)}"
+        )
+
+
 def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
     check_activation(activation, "linear_act: activation")
     check_tensors("linear_act", x=x, weight=weight, bias=bias)
     if x.dim() == 0:
         raise ValueError("linear_act: x must be [..., in_features]; got a scalar")
-    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
-        raise ValueError(
-            f"linear_act: weight must be [out_features, {x.shape[-1]}] to match x {list(x.shape)}; "
-            f"got {list(weight.shape)}"
-        )
-    if bias is not None and bias.shape != weight.shape[:1]:
-        raise ValueError(
-            f"linear_act: bias must be [{weight.shape[0]}] to match weight {list(weight.shape)}; got {list(bias.shape)}"
-        )
+    check_layer("linear_act", x, weight, bias)
 
 
 # ---------------------------------------------------------------- autograd
@@ -66,7 +71,7 @@ class _LinearActFunction(torch.autograd.Function):
         if need_dx:
             dx = _ops.linear_dgrad_act(dp, w, None, "identity", backend)
         if need_dw:
-            dw, db = _ops.linear_wgrad(dp, x, need_db, backend)
+            dw, db = _ops.linear_wgrad(dp, x, need_db, None, backend)
         return dx, dw, db if need_db else None, None, None
 
 

@@ -16,7 +16,8 @@ REDUCTIONS = ("mean", "sum", "none")
 # ---------------------------------------------------------------- checks
 
 
-def _check_reduction(reduction: str, argument: str) -> str:
+def check_reduction(reduction: str, argument: str) -> str:
+    """`reduction` if there is one of that name, else a ValueError that lists them."""
     if reduction not in REDUCTIONS:
         valid = ", ".join(REDUCTIONS)
         raise ValueError(f"{argument} must be one of {valid}; got {reduction!r}{nearest(reduction, REDUCTIONS)}")
@@ -24,7 +25,7 @@ def _check_reduction(reduction: str, argument: str) -> str:
 
 
 def _check(input: Tensor, target: Tensor, reduction: str) -> None:
-    _check_reduction(reduction, "mse_loss: reduction")
+    check_reduction(reduction, "mse_loss: reduction")
     check_tensors("mse_loss", input=input, target=target)
     if input.shape != target.shape:
         raise ValueError(f"mse_loss: target must be {list(input.shape)} as input is; got {list(target.shape)}")
@@ -99,7 +100,7 @@ class MSELoss(nn.Module):
 
     def __init__(self, reduction: str = "mean") -> None:
         super().__init__()
-        self.reduction = _check_reduction(reduction, "MSELoss: reduction")
+        self.reduction = check_reduction(reduction, "MSELoss: reduction")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return mse_loss(input, target, self.reduction)

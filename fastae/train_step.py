@@ -48,7 +48,10 @@ class TrainStep:
     ) -> None:
         if reason := why_not(model):
             raise ValueError(f"TrainStep: model must be a plain DenseAutoencoder; {reason}")
-        self.batch_size = operator.index(batch_size)
+        try:
+            self.batch_size = operator.index(batch_size)
+        except TypeError:
+            raise TypeError(f"TrainStep: batch_size must be a whole number; got {batch_size!r}") from None
         if self.batch_size < 1:
             raise ValueError(f"TrainStep: batch_size must be at least 1; got {batch_size}")
         self.model, self.optimizer = model, optimizer
@@ -56,6 +59,11 @@ class TrainStep:
         self._layers = Lowered(layers_of(model), self.dtype)
         if not self._layers.trainable:
             raise ValueError("TrainStep: model must have a parameter that requires a gradient; all are frozen")
+        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
+        if not any(id(p) in held for p in self._layers.trainable):
+            raise ValueError(
+                "TrainStep: optimizer must be over the model's parameters; got one that holds none of them"
+            )
         self._update = update_of(optimizer, self._layers.trainable)
         self._memory = _Memory(self._layers, self.batch_size)
         self._slices: dict[int, _Memory] = {self.batch_size: self._memory}
@@ -82,6 +90,10 @@ class TrainStep:
         with torch.no_grad():
             _gather(x, rows, memory.x)
             if target is not None:
+                if target.shape != (len(x), self._memory.target_features):
+                    raise ValueError(
+                        f"TrainStep: target must be {[len(x), self._memory.target_features]}; got {list(target.shape)}"
+                    )
                 _gather(target, rows, memory.target())
             memory.denoises = target is not None
             if self._captured is not None and memory is self._memory and target is None:
@@ -140,25 +152,30 @@ class _Memory:
             return layers.weights[0].new_empty(count, width) if of is None else of[:count]
 
         widths = [w.shape[0] for w in layers.weights]
-        buffers = None if full is None else full.buffers
         self.layers, self.count, self.denoises = layers, count, False
         self.x = rows(layers.weights[0].shape[1], None if full is None else full.x)
         self._target: Tensor | None = None
-        self.buffers = _schedule.Buffers(
-            [rows(n, None if buffers is None else buffers.outputs[i]) for i, n in enumerate(widths[:-1])],
-            [rows(n, None if buffers is None else buffers.gradients[i]) for i, n in enumerate(widths)],
-            layers.buffers,
-        )
+        outputs, gradients = [], []
+        for layer, width in enumerate(widths):
+            gradients.append(rows(width, None if full is None else full.buffers.gradients[layer]))
+            if layer < len(widths) - 1:
+                y, p = (None, None) if full is None else full.buffers.outputs[layer] or (None, None)
+                outputs.append((rows(width, y), rows(width, p) if layers.plan.keeps_p(layer, True) else None))
+        self.buffers = _schedule.Buffers(outputs, gradients, layers.buffers)
         wide = torch.promote_types(self.x.dtype, torch.float32)
         self.scale = torch.full((), 2 / max(count * widths[-1], 1), dtype=wide, device=self.x.device)
 
     def first(self, count: int) -> _Memory:
         return _Memory(self.layers, count, self)
 
+    @property
+    def target_features(self) -> int:
+        return len(self.layers.weights[-1])
+
     def target(self) -> Tensor:
         """The buffer of a target that is not x, made when it is first asked for."""
         if self._target is None:
-            self._target = self.x.new_empty(self.count, self.layers.weights[-1].shape[0])
+            self._target = self.x.new_empty(self.count, self.target_features)
         return self._target
 
 

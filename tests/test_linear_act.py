@@ -115,11 +115,12 @@ def test_out(dtype: torch.dtype) -> None:
     for M, N, K in ((3, 5, 7), (70, 37, 96), (1100, 5, 3), (3, 4, 0), (0, 3, 4)):
         x, w, b = layer("gelu", M, N, K, dtype)
         dp, below = normal(M, N, dtype=dtype), saved("gelu", M, K, dtype)
-        y, dx, dw, db = (x.new_empty(shape) for shape in ((M, N), (M, K), (N, K), (N,)))
-        for keep_p in (False, True):
-            again, p = kernels.linear_act_fwd(x, w, b, "gelu", keep_p, y)
+        y, p, dx, dw, db = (x.new_empty(shape) for shape in ((M, N), (M, N), (M, K), (N, K), (N,)))
+        for keep_p, p_out in ((False, None), (True, None), (True, p)):
+            again, p_again = kernels.linear_act_fwd(x, w, b, "gelu", keep_p, (y, p_out))
             assert again is y
-            assert (p is not None) == keep_p
+            assert (p_again is not None) == keep_p
+            assert p_out is None or p_again is p
             assert torch.equal(y, kernels.linear_act_fwd(x, w, b, "gelu")[0])
         assert kernels.linear_dgrad_act(dp, w, below, "gelu", dx) is dx
         assert torch.equal(dx, kernels.linear_dgrad_act(dp, w, below, "gelu"))

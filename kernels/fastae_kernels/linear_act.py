@@ -5,7 +5,6 @@ Mathematics, shapes and dimension letters: `kernels/README.md`. Twins: `referenc
 
 from __future__ import annotations
 
-import torch
 import triton
 import triton.language as tl
 from torch import Tensor
@@ -130,12 +129,18 @@ def _strides(t: Tensor | None) -> tuple[int, int]:
 
 
 def linear_act_fwd(
-    x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool = False, out: Tensor | None = None
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    activation: str,
+    keep_p: bool = False,
+    out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept; `out`, contiguous, is for y."""
+    """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept; `out` is for (y, p)."""
     (M, K), N = x.shape, w.shape[0]
-    y = tiles.output(x, (M, N), out)
-    p = torch.empty_like(y) if keep_p else None
+    y_out, p_out = (None, None) if out is None else out
+    y = tiles.output(x, (M, N), y_out)
+    p = tiles.output(x, (M, N), p_out) if keep_p else None
     tile = tiles.choose(M, N, K, x, w)
     tiles.launch(
         _linear_act_fwd_kernel, triton.cdiv(M, tile.rows) * triton.cdiv(N, tile.cols), x,

@@ -43,12 +43,17 @@ def fp32_pays() -> bool:
 
 
 def linear_act_fwd(
-    x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool = False, out: Tensor | None = None
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    activation: str,
+    keep_p: bool = False,
+    out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     if not _pays(x, x.shape[0] * w.numel()):
         return reference.linear_act_fwd(x, w, b, activation, keep_p, out)
     p = _linear(x, w, b)  # its own relu would turn NaN into 0
-    y = torch.empty_like(p) if keep_p else p
+    y = p if not keep_p else torch.empty_like(p) if out is None else out[0]
     ACTIVATIONS[activation].forward(p, y)
     return y, p if keep_p else None
 

@@ -57,7 +57,7 @@ def _logit_bwd(dy: Tensor, p: Tensor, out: Tensor) -> None:
 ACTIVATIONS: dict[str, Activation] = {
     "identity": Activation(_identity, lambda dy, _, out: _identity(dy, out), None),
     "relu": Activation(
-        lambda p, out: aten.relu.out(p, out=out),
+        lambda p, out: torch.clamp_min(p, 0, out=out),
         lambda dy, y, out: aten.threshold_backward.grad_input(dy, y, 0, grad_input=out),
         "y",
     ),
@@ -118,11 +118,17 @@ DIFFERENTIABLE: dict[str, Callable[[Tensor], Tensor]] = {
 
 
 def linear_act_fwd(
-    x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool = False, out: Tensor | None = None
+    x: Tensor,
+    w: Tensor,
+    b: Tensor | None,
+    activation: str,
+    keep_p: bool = False,
+    out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept; `out` is for y."""
-    p = _linear(x, w, b, None if keep_p else out)
-    y = p if not keep_p else torch.empty_like(p) if out is None else out
+    """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept; `out` is for (y, p)."""
+    y_out, p_out = (None, None) if out is None else out
+    p = _linear(x, w, b, p_out if keep_p else y_out)
+    y = p if not keep_p else torch.empty_like(p) if y_out is None else y_out
     ACTIVATIONS[activation].forward(p, y)
     return y, p if keep_p else None
 
@@ -287,8 +293,7 @@ def stack_encode(
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None) -> Tensor:
-    if out is None:
-        return F.linear(x, w, b)
+    out = x.new_empty(x.shape[0], w.shape[0]) if out is None else out  # unlike F.linear, out= ops ignore autocast
     return torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
 
 

@@ -47,7 +47,7 @@ class Tile:
         }
 
 
-# (family, bytes per element) -> tile. Compiled for the NVIDIA families; no GPU has timed them yet.
+# (family or unaligned, bytes per element) -> tile. Compiled for the NVIDIA families; no GPU has timed them yet.
 TILES: dict[tuple[str, int], Tile] = {
     ("interpreter", 2): Tile(32, 32, 32, 4, 1),
     ("interpreter", 4): Tile(32, 32, 32, 4, 1),
@@ -64,27 +64,25 @@ TILES: dict[tuple[str, int], Tile] = {
     ("amd", 2): Tile(64, 128, 32, 4, 2),
     ("amd", 4): Tile(64, 64, 32, 4, 2),
     ("amd", 8): Tile(32, 32, 16, 4, 2),
+    # Rows that are not multiples of 16 bytes are loaded element by element, through registers: the large tiles spill.
+    ("unaligned", 2): Tile(64, 64, 32, 4, 2),
+    ("unaligned", 4): Tile(64, 64, 16, 4, 2),
+    ("unaligned", 8): Tile(32, 32, 16, 4, 2),
 }
 
 
-# Rows that are not multiples of 16 bytes are loaded element by element, through registers: the large tiles spill there.
-UNALIGNED: dict[int, Tile] = {
-    2: Tile(64, 64, 32, 4, 2),
-    4: Tile(64, 64, 16, 4, 2),
-    8: Tile(32, 32, 16, 4, 2),
-}
-
-
-# The tiles of `linear_act_mse` where they differ: its epilogue holds target, y and dp beside the accumulator, and with 64
-# values of each in a thread gelu and logit spilled.
+# The tiles of `linear_act_mse` where they differ: its epilogue holds target, y and dp beside the accumulator, and with
+# 64 values of each in a thread gelu and logit spilled.
 LOSS_TILES: dict[tuple[str, int], Tile] = TILES | {
     ("ampere", 2): Tile(64, 64, 32, 4, 4),
     ("hopper", 2): Tile(128, 64, 64, 8, 3),
     ("blackwell", 2): Tile(128, 64, 64, 8, 3),
     ("amd", 2): Tile(64, 64, 32, 4, 2),
+    ("unaligned", 2): Tile(64, 32, 32, 4, 2),
+    ("unaligned", 4): Tile(64, 32, 16, 4, 2),
 }
 
-# `decoder_mse`: (family, how a product is computed) -> rows, columns of the output per step, depth = all of K.
+# `decoder_mse`: (family or unaligned, how a product is computed) -> rows, columns of the output per step; all of K.
 DECODER_TILES: dict[tuple[str, str], Tile] = {
     ("ampere", "half"): Tile(64, 64, 256, 8, 2),
     ("ampere", "tf32"): Tile(32, 32, 256, 8, 1),
@@ -94,15 +92,30 @@ DECODER_TILES: dict[tuple[str, str], Tile] = {
     ("blackwell", "tf32"): Tile(64, 32, 256, 8, 2),
     ("amd", "half"): Tile(32, 32, 256, 4, 1),
     ("amd", "tf32"): Tile(32, 32, 256, 4, 1),
+    ("unaligned", "half"): Tile(16, 32, 256, 8, 2),
+    ("unaligned", "tf32"): Tile(16, 32, 256, 8, 2),
 }
 
-# The same where there is no larger one, where rows are not multiples of 16 bytes, or where large tiles leave SMs idle.
+# The same where there is no larger one, or where large ones leave SMs idle.
 DECODER_SMALL: dict[str, Tile] = {
     "half": Tile(32, 32, 256, 8, 2),
     "tf32": Tile(32, 32, 256, 8, 1),
-    "ieee": Tile(32, 16, 256, 8, 2),
+    "ieee": Tile(32, 16, 256, 8, 1),
     "double": Tile(16, 16, 256, 8, 1),
 }
+# `stack_score`, in the same way: rows carried, columns of the last layer per step, columns of x per step of the first.
+STACK_TILES: dict[tuple[str, str], Tile] = {
+    ("blackwell", "half"): Tile(64, 64, 64, 8, 3),
+    ("amd", "half"): Tile(32, 32, 32, 4, 1),
+    ("amd", "tf32"): Tile(16, 32, 32, 4, 1),
+}
+STACK_SMALL: dict[str, Tile] = {
+    "half": Tile(32, 64, 64, 8, 3),
+    "tf32": Tile(16, 32, 32, 8, 2),
+    "ieee": Tile(16, 16, 16, 8, 1),
+    "double": Tile(16, 16, 16, 8, 1),
+}
+STACK_CHUNK = {"half": 128, "tf32": 64, "ieee": 16, "double": 16}  # columns of a hidden layer multiplied at a time
 FILL = 128  # programs: about one for each SM of an A100 or H100
 
 
@@ -129,18 +142,26 @@ def aligned(*operands: Tensor) -> bool:
 
 def choose(rows: int, cols: int, depth: int, *operands: Tensor, table: dict[tuple[str, int], Tile] = TILES) -> Tile:
     """The tile for a [rows, cols] output with a reduction of `depth`, on the device at hand."""
-    size = operands[0].dtype.itemsize
-    tile = table[family(), size] if interpreted() or aligned(*operands) else UNALIGNED[size]
-    return tile.clipped(rows, cols, depth)
+    kind = family() if interpreted() or aligned(*operands) else "unaligned"
+    return table[kind, operands[0].dtype.itemsize].clipped(rows, cols, depth)
 
 
 def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
     """The tile of `decoder_mse`; `depth` is all of K."""
     kind = product(operands[0].dtype)
-    tile = DECODER_TILES.get((family(), kind))
-    if tile is None or rows < FILL * tile.rows or not aligned(*operands):
-        tile = DECODER_SMALL[kind]
-    return tile.clipped(rows, cols, depth)
+    tile = DECODER_TILES.get((family() if aligned(*operands) else "unaligned", kind), DECODER_SMALL[kind])
+    return _filling(rows, tile, DECODER_SMALL[kind]).clipped(rows, cols, depth)
+
+
+def choose_stack(rows: int, depth: int, x: Tensor) -> Tile:
+    """The tile of `stack_score` and `stack_encode`; `depth` is the width of x."""
+    kind = product(x.dtype)
+    tile = STACK_TILES.get((family(), kind), STACK_SMALL[kind])
+    return _filling(rows, tile, STACK_SMALL[kind]).clipped(rows, depth, depth)
+
+
+def _filling(rows: int, tile: Tile, small: Tile) -> Tile:
+    return small if rows < FILL * tile.rows and small.rows < tile.rows else tile
 
 
 def output(like: Tensor, shape: tuple[int, ...], out: Tensor | None = None) -> Tensor:
