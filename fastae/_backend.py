@@ -58,10 +58,10 @@ def get_backend() -> str:
 def set_backend(name: str) -> None:
     """Choose the implementation for the whole process.
 
-    "auto" runs "onednn" on a CPU and, on a GPU, Triton or ATen by dtype and width; "torch" always runs the twins in
-    plain PyTorch; "onednn" the twins, for large matrices on oneDNN's products where those are faster
-    (`fastae_kernels.onednn` says where); "triton" always the kernels. Calls raise RuntimeError where the backend cannot
-    run. The environment variable FASTAE_BACKEND sets the choice at import. Raises ValueError for any other name.
+    "torch" runs the twins in plain PyTorch, "onednn" the twins on oneDNN's matrix products, "triton" the kernels.
+    "auto" takes, on a CPU, "onednn" where it is faster (`fastae_kernels.onednn` says where) and "torch" elsewhere; on a
+    GPU, Triton or ATen by dtype and width. Calls raise RuntimeError where the backend cannot run. The environment
+    variable FASTAE_BACKEND sets the choice at import. Raises ValueError for any other name.
     """
     global _current
     _current = _checked(name, "set_backend: name")
@@ -78,13 +78,13 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
-def resolve(x: Tensor, width: int = 0) -> str:
-    """ "torch", "onednn" or "triton" for a call on `x`, whose reduction has `width` terms."""
+def resolve(x: Tensor, width: int = 0, multiply_adds: int = 0) -> str:
+    """ "torch", "onednn" or "triton" for a call on `x`: a product of `multiply_adds`, each sum of `width` terms."""
     if _current == "torch":
         return "torch"
     if _current == "auto":
         if x.device.type == "cpu":
-            return "onednn" if onednn.available() else "torch"
+            return "onednn" if onednn.pays(x.dtype, multiply_adds) else "torch"
         if width > AUTO_MAX_FEATURES.get(x.dtype, -1):
             return "torch"
         return "torch" if _why_not_triton(x) else "triton"

@@ -56,9 +56,10 @@ def weight_of(layer: Layer) -> Tensor:
     return layer.source.weight.t() if isinstance(layer, TiedLinearAct) else layer.weight
 
 
-def plan_of(layers: Sequence[Layer], x: Tensor) -> Plan:
-    """Activations and implementations, for rows like x."""
-    return Plan([layer.activation for layer in layers], [resolve(x, layer.in_features) for layer in layers])
+def plan_of(layers: Sequence[Layer], x: Tensor, rows: int) -> Plan:
+    """Activations and implementations, for that many rows like x."""
+    sizes = [(layer.in_features, rows * layer.in_features * layer.out_features) for layer in layers]
+    return Plan([layer.activation for layer in layers], [resolve(x, *size) for size in sizes])
 
 
 class Lowered:
@@ -68,7 +69,7 @@ class Lowered:
     copies, each set in one piece of memory.
     """
 
-    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype) -> None:
+    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, rows: int) -> None:
         sources = [layer.source if isinstance(layer, TiedLinearAct) else layer for layer in layers]
         pairs = [(source.weight, layer.bias) for source, layer in zip(sources, layers, strict=True)]
         parameters = list(dict.fromkeys(p for pair in pairs for p in pair if p is not None))
@@ -87,7 +88,7 @@ class Lowered:
         self.weights = [used[w].t() if transposed else used[w] for (w, _), transposed in zip(pairs, tied, strict=True)]
         self.biases = [None if b is None else used[b] for _, b in pairs]
         self.needs = [(w.requires_grad, b is not None and b.requires_grad) for w, b in pairs]
-        self.plan = plan_of(layers, self.weights[0])
+        self.plan = plan_of(layers, self.weights[0], rows)
         memory = dict(zip(self.trainable, gradients, strict=True))
         # A tied weight has two gradients; the decoder's has memory of its own and is added to the encoder's.
         self.buffers = [

@@ -117,7 +117,9 @@ def _stack_loss_fake(
 ) -> tuple[Tensor, Tensor, Tensor, list[Tensor], list[Tensor]]:  # fmt: skip
     plan = _schedule.Plan(activations, backends)
     outputs = [x.new_empty((x.shape[0], w.shape[0])) for w in weights]
-    kept = [torch.empty_like(y) if plan.keeps_p(i, below) else x.new_empty(0) for i, y in enumerate(outputs[:-1])]
+    kept = [
+        torch.empty_like(y) if below and plan.saves[i] == "p" else x.new_empty(0) for i, y in enumerate(outputs[:-1])
+    ]
     dx = torch.empty_like(outputs[-2]) if plan.makes_dx(weights[-1], below) else x.new_empty(0)
     return x.new_empty((), dtype=_loss_dtype(x)), outputs[-1], dx, outputs[:-1], kept
 

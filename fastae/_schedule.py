@@ -8,8 +8,10 @@ between layers, and no multiplication is a pass of its own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
 
 from fastae_kernels.reference import ACTIVATIONS
 from torch import Tensor
@@ -27,9 +29,20 @@ class Plan:
     def __len__(self) -> int:
         return len(self.activations)
 
-    def keeps_p(self, layer: int, below: bool) -> bool:
-        """Whether a layer below the last keeps p for the backward pass."""
-        return below and ACTIVATIONS[self.activations[layer]].saves == "p"
+    def ops(self, name: str) -> list[Callable[..., Any]]:
+        """The implementation of an op in every layer."""
+        if name not in self._ops:
+            self._ops[name] = [op(backend, name) for backend in self.backends]
+        return self._ops[name]
+
+    @cached_property
+    def _ops(self) -> dict[str, list[Callable[..., Any]]]:
+        return {}
+
+    @cached_property
+    def saves(self) -> list[str | None]:
+        """What f' of every layer is written from: "y", "p" or nothing."""
+        return [ACTIVATIONS[activation].saves for activation in self.activations]
 
     def makes_dx(self, last_weight: Tensor, below: bool) -> bool:
         """Whether the last layer's kernel makes the gradient of the layer below as well."""
@@ -67,9 +80,10 @@ class Activity:
     inputs: list[Tensor] = field(default_factory=list)  # of every layer; the first is x
     kept: list[Tensor | None] = field(default_factory=list)  # p of every layer but the last, where f' is written from p
 
-    def saved(self, layer: int, activation: str) -> Tensor | None:
+    def saved(self, layer: int, plan: Plan) -> Tensor | None:
         """What f' of a layer below the last is written from."""
-        return {"y": self.inputs[layer + 1], "p": self.kept[layer], None: None}[ACTIVATIONS[activation].saves]
+        saves = plan.saves[layer]
+        return None if saves is None else self.inputs[layer + 1] if saves == "y" else self.kept[layer]
 
 
 def forward(
@@ -87,22 +101,18 @@ def forward(
     """
     inputs, kept, h = [x], list[Tensor | None](), x
     last = len(plan) - 1
-    for layer in range(last):
-        activation = plan.activations[layer]
-        fwd = op(plan.backends[layer], "linear_act_fwd")
-        h, p = fwd(h, weights[layer], biases[layer], activation, plan.keeps_p(layer, below), buffers.outputs[layer])
+    for layer, fwd in enumerate(plan.ops("linear_act_fwd")[:-1]):
+        keep_p = below and plan.saves[layer] == "p"
+        h, p = fwd(h, weights[layer], biases[layer], plan.activations[layer], keep_p, buffers.outputs[layer])
         inputs.append(h)
         kept.append(p)
-    w, b, activation, backend = weights[last], biases[last], plan.activations[last], plan.backends[last]
-    if plan.makes_dx(w, below):
-        lower = plan.activations[last - 1]
-        saved = h if ACTIVATIONS[lower].saves == "y" else kept[-1]
-        loss, dp, dx = op(backend, "decoder_mse")(h, w, b, target, activation, "mean", saved, lower)
-    else:
-        loss, dp, _ = op(backend, "linear_act_mse")(
-            h, w, b, target, activation, "mean", need_dp=True, out=buffers.gradients[last]
-        )
-        dx = None
+    args = h, weights[last], biases[last], target, plan.activations[last], "mean"
+    if not plan.makes_dx(weights[last], below):
+        end = plan.ops("linear_act_mse")[last]
+        loss, dp, _ = end(*args, need_dp=True, out=buffers.gradients[last])
+        return Activity(loss, dp, None, inputs, kept)
+    saved = h if plan.saves[last - 1] == "y" else kept[-1]
+    loss, dp, dx = plan.ops("decoder_mse")[last](*args, saved, plan.activations[last - 1])
     return Activity(loss, dp, dx, inputs, kept)
 
 
@@ -112,34 +122,36 @@ def backward(
     plan: Plan,
     buffers: Buffers,
     needs: Sequence[tuple[bool, bool]],
-    scale: Tensor,
+    scale: Tensor | None,
     need_dx: bool = False,
 ) -> tuple[Tensor | None, list[tuple[Tensor | None, Tensor | None]]]:
     """dx [M, K] and (dw, db) of every layer, as far as asked for.
 
-    `scale` [] is the gradient above the loss times 2 / n.
+    `scale` [] is the gradient above the loss times 2 / n; None if `activity.dp` holds it already.
     """
     grads: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(plan)
     lowest = 0 if need_dx else next((layer for layer, need in enumerate(needs) if any(need)), len(plan))
     dp = activity.dp
-    for layer in reversed(range(lowest, len(plan))):
-        backend, (need_dw, need_db) = plan.backends[layer], needs[layer]
+    wgrad, dgrad = plan.ops("linear_wgrad"), plan.ops("linear_dgrad_act")
+    for layer in range(len(plan) - 1, lowest - 1, -1):
+        need_dw, need_db = needs[layer]
         if need_dw:
-            grads[layer] = op(backend, "linear_wgrad")(
-                dp, activity.inputs[layer], need_db, scale, buffers.parameters[layer]
-            )
+            grads[layer] = wgrad[layer](dp, activity.inputs[layer], need_db, scale, buffers.parameters[layer])
         elif need_db:
-            grads[layer] = None, op(backend, "act_bwd")(dp, None, "identity", True)[1].mul_(scale)
-        if layer > lowest:
-            if layer == len(plan) - 1 and activity.dx is not None:
-                dp = activity.dx
-            else:
-                lower = plan.activations[layer - 1]
-                saved = activity.saved(layer - 1, lower)
-                dp = op(backend, "linear_dgrad_act")(dp, weights[layer], saved, lower, buffers.gradients[layer - 1])
+            db = plan.ops("act_bwd")[layer](dp, None, "identity", True)[1]
+            grads[layer] = None, db if scale is None else db.mul_(scale)
+        if layer == lowest:
+            break
+        if layer == len(plan) - 1 and activity.dx is not None:
+            dp = activity.dx
+        else:
+            lower = layer - 1
+            below = activity.saved(lower, plan), plan.activations[lower], buffers.gradients[lower]
+            dp = dgrad[layer](dp, weights[layer], *below)
     if not need_dx:
         return None, grads
-    return op(plan.backends[0], "linear_dgrad_act")(dp, weights[0], None, "identity").mul_(scale), grads
+    dx = dgrad[0](dp, weights[0], None, "identity")
+    return dx if scale is None else dx.mul_(scale), grads
 
 
 def fresh(layers: int) -> Buffers:

@@ -120,7 +120,7 @@ class DenseAutoencoder(nn.Module):
         if not self._fuses(x, target):
             return mse_loss(_wide(self(x)), _wide(target))
         layers = layers_of(self)
-        plan = plan_of(layers, x)
+        plan = plan_of(layers, x, len(x))
         return stack_loss(x, target, [weight_of(layer) for layer in layers], [layer.bias for layer in layers], plan)
 
     def _fuses(self, x: Tensor, target: Tensor) -> bool:
@@ -149,7 +149,7 @@ class DenseAutoencoder(nn.Module):
                     rows,
                     [weight_of(layer) for layer in layers],
                     [layer.bias for layer in layers],
-                    plan_of(layers, rows),
+                    plan_of(layers, rows, len(rows)),
                 )
             return (self(rows) - _wide(rows)).square().mean(-1)
 

@@ -113,7 +113,7 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
     if (dtype := autocast_dtype(x)) is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, weight, bias, activation)
-    backend = _backend.resolve(x, weight.shape[1])
+    backend = _backend.resolve(x, weight.shape[1], x.numel() * weight.shape[0])
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.
     if torch.is_grad_enabled() and (

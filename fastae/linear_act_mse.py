@@ -128,7 +128,7 @@ def linear_act_mse(
         x, weight, target = x.to(dtype), weight.to(dtype), target.to(dtype)
         bias, row_weight = (None if t is None else t.to(dtype) for t in (bias, row_weight))
     _check(x, weight, bias, target, activation, reduction, row_weight)
-    backend = _backend.resolve(x, weight.shape[1])
+    backend = _backend.resolve(x, weight.shape[1], len(x) * weight.numel())
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         loss: Tensor = _LinearActMSEFunction.apply(x, weight, bias, target, row_weight, activation, reduction, backend)

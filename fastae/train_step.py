@@ -56,7 +56,7 @@ class TrainStep:
             raise ValueError(f"TrainStep: batch_size must be at least 1; got {batch_size}")
         self.model, self.optimizer = model, optimizer
         self.dtype = _compute_dtype(model, precision)
-        self._layers = Lowered(layers_of(model), self.dtype)
+        self._layers = Lowered(layers_of(model), self.dtype, self.batch_size)
         if not self._layers.trainable:
             raise ValueError("TrainStep: model must have a parameter that requires a gradient; all are frozen")
         held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -124,6 +124,8 @@ class TrainStep:
         done = _schedule.forward(
             memory.x, target, layers.weights, layers.biases, layers.plan, memory.buffers, self._below
         )
+        if memory.scale is None:
+            done.dp.mul_(memory.factor)
         _, grads = _schedule.backward(done, layers.weights, layers.plan, memory.buffers, layers.needs, memory.scale)
         self._gradients = layers.publish(grads)
         return done.loss
@@ -160,10 +162,15 @@ class _Memory:
             gradients.append(rows(width, None if full is None else full.buffers.gradients[layer]))
             if layer < len(widths) - 1:
                 y, p = (None, None) if full is None else full.buffers.outputs[layer] or (None, None)
-                outputs.append((rows(width, y), rows(width, p) if layers.plan.keeps_p(layer, True) else None))
+                outputs.append((rows(width, y), rows(width, p) if layers.plan.saves[layer] == "p" else None))
         self.buffers = _schedule.Buffers(outputs, gradients, layers.buffers)
-        wide = torch.promote_types(self.x.dtype, torch.float32)
-        self.scale = torch.full((), 2 / max(count * widths[-1], 1), dtype=wide, device=self.x.device)
+        self.factor = 2 / (count * widths[-1])
+        # A GPU multiplies in the epilogue of each weight gradient, half precision does so to keep its small numbers;
+        # fp32 on a CPU is multiplied once.
+        self.scale: Tensor | None = None
+        if self.x.device.type != "cpu" or self.x.dtype.itemsize == 2:
+            wide = torch.promote_types(self.x.dtype, torch.float32)
+            self.scale = torch.full((), self.factor, dtype=wide, device=self.x.device)
 
     def first(self, count: int) -> _Memory:
         return _Memory(self.layers, count, self)

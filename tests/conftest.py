@@ -9,7 +9,6 @@ from typing import Any
 
 import pytest
 import torch
-from fastae_kernels import onednn
 
 import fastae
 
@@ -33,10 +32,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
 
 
 @pytest.fixture(params=["torch", "onednn", "triton"])
-def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
-    if request.param == "onednn":  # its products at the tests' sizes too, on whatever CPU this is
-        monkeypatch.setattr(onednn, "SMALLEST", 1)
-        monkeypatch.setattr(onednn, "fp32_pays", lambda: True)
+def backend(request: pytest.FixtureRequest) -> Iterator[str]:
     with fastae.use_backend(request.param):
         yield request.param
 

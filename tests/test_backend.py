@@ -71,7 +71,7 @@ def test_set_use_and_nest(monkeypatch: pytest.MonkeyPatch) -> None:
     assert fastae.get_backend() == "auto"
     fastae.set_backend("triton")
     fastae.linear_act(*args, "relu")
-    assert seen == ["onednn", "triton", "torch", "triton"]
+    assert seen == ["torch", "triton", "torch", "triton"]
 
 
 def test_restored_after_an_exception() -> None:
@@ -147,8 +147,21 @@ def test_onednn_is_for_cpu_tensors_and_builds_that_have_it(monkeypatch: pytest.M
         RuntimeError, match=r"no oneDNN \(torch.backends.mkldnn\); or call fastae.set_backend\('auto'\)"
     ):
         _backend.resolve(torch.empty(1))
+
+
+def test_auto_on_a_cpu_goes_by_dtype_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
     fastae.set_backend("auto")
-    assert _backend.resolve(torch.empty(1)) == "torch"
+    monkeypatch.setattr(onednn, "_fp32_pays", lambda: True)
+    monkeypatch.setattr(onednn, "_subtracts_bf16", lambda: True)
+
+    def chosen(dtype: torch.dtype, multiply_adds: int) -> str:
+        return _backend.resolve(torch.empty(1, dtype=dtype), 16, multiply_adds)
+
+    assert [chosen(torch.float32, n) for n in (0, (1 << 23) - 1, 1 << 23)] == ["torch", "torch", "onednn"]
+    assert [chosen(torch.bfloat16, n) for n in (0, 1)] == ["torch", "onednn"]
+    assert {chosen(dtype, 1 << 30) for dtype in (torch.float16, torch.float64)} == {"torch"}
+    monkeypatch.setattr(onednn, "available", lambda: False)
+    assert {chosen(dtype, 1 << 30) for dtype in (torch.float32, torch.bfloat16)} == {"torch"}
 
 
 @pytest.mark.parametrize(
@@ -162,7 +175,7 @@ def test_where_onednn_multiplies_fp32(
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
     monkeypatch.setattr(onednn.Path, "exists", lambda path: True)
     monkeypatch.setattr(onednn.Path, "read_text", lambda path: f"vendor_id : {vendor}")
-    assert onednn.fp32_pays.__wrapped__() == pays
+    assert onednn._fp32_pays.__wrapped__() == pays
 
 
 # ---------------------------------------------------------------- where Triton cannot run

@@ -7,7 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from fastae_kernels import linear_act, mse_loss, reference
+from fastae_kernels import linear_act, linear_act_mse, mse_loss, reference, stack_score
 
 ROOT = Path(__file__).parent.parent
 FASTAE = sorted((ROOT / "fastae").rglob("*.py"))
@@ -85,7 +85,7 @@ def test_fastae_does_not_import_uphill(path: Path) -> None:
 
 
 def test_fastae_kernels_imports_alone() -> None:
-    code = "import sys, fastae_kernels.linear_act, fastae_kernels.mse_loss; print('fastae' in sys.modules)"
+    code = "import sys, fastae_kernels.mse_loss, fastae_kernels.stack_score; print('fastae' in sys.modules)"
     assert fresh(code) == "False"
 
 
@@ -104,7 +104,7 @@ def test_typed(package: str) -> None:
 
 def launchers() -> list[tuple[str, object]]:
     found = []
-    for module in (linear_act, mse_loss):
+    for module in (linear_act, mse_loss, linear_act_mse, stack_score):
         for name, value in inspect.getmembers(module, inspect.isfunction):
             if value.__module__ == module.__name__ and not name.startswith("_") and hasattr(reference, name):
                 found.append((name, value))
@@ -112,7 +112,10 @@ def launchers() -> list[tuple[str, object]]:
 
 
 def test_every_op_has_a_twin() -> None:
-    assert {name for name, _ in launchers()} == {"act_bwd", "linear_act_fwd", "linear_dgrad_act", "linear_wgrad", "mse"}
+    assert {name for name, _ in launchers()} == {
+        "act_bwd", "linear_act_fwd", "linear_dgrad_act", "linear_wgrad", "mse",
+        "linear_act_mse", "decoder_mse", "stack_score", "stack_encode",
+    }  # fmt: skip
 
 
 @pytest.mark.parametrize(("name", "launcher"), launchers(), ids=[name for name, _ in launchers()])

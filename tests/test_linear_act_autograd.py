@@ -275,8 +275,8 @@ OPCHECKS = {
     "act_bwd-expanded": ("act_bwd", lambda x, w, b, dy: (dy[:1, :1].expand(5, 4), None, "identity", False)),
     "linear_dgrad_act-below": ("linear_dgrad_act", lambda x, w, b, dy: (dy, w, x, "silu")),
     "linear_dgrad_act-none": ("linear_dgrad_act", lambda x, w, b, dy: (dy.t().contiguous().t(), w, None, "identity")),
-    "linear_wgrad-db": ("linear_wgrad", lambda x, w, b, dy: (dy, x, True)),
-    "linear_wgrad-plain": ("linear_wgrad", lambda x, w, b, dy: (dy, x, False)),
+    "linear_wgrad-db": ("linear_wgrad", lambda x, w, b, dy: (dy, x, True, torch.tensor(0.5))),
+    "linear_wgrad-plain": ("linear_wgrad", lambda x, w, b, dy: (dy, x, False, None)),
 }
 
 

@@ -195,3 +195,24 @@ def test_score(tied: bool, dtype: torch.dtype, backend: str) -> None:
         return (plain(ae, x) - x).to(torch.promote_types(x.dtype, torch.float32)).square().mean(1).detach()
 
     check(ae.score(x), errors(ae, x), errors(wide, x.double()))
+
+
+# ---------------------------------------------------------------- opcheck
+
+
+@pytest.mark.parametrize("activation", ["relu", "silu"])
+@pytest.mark.parametrize("op", ["stack_loss", "stack_loss_backward", "stack_score", "stack_encode"])
+def test_opcheck(op: str, activation: str, backend: str) -> None:
+    ae, (x, target) = model(activation=activation), data(torch.float32)
+    layers = [*ae.encoder, *ae.decoder]
+    weights, biases = [layer.weight.detach() for layer in layers], [layer.bias.detach() for layer in layers]
+    activations, backends = [layer.activation for layer in layers], [backend] * 4
+    loss, dp, dx, outputs, kept = _ops.stack_loss(x, target, weights, biases, activations, backends, True)
+    needs, scale = [True, True, False, True, True, False, True, True], torch.tensor(0.1)
+    arguments = {
+        "stack_loss": (x, target, weights, biases, activations, backends, True),
+        "stack_loss_backward": (dp, dx, x, outputs, kept, weights, activations, backends, needs, scale, True),
+        "stack_score": (x, weights, biases, activations, backend),
+        "stack_encode": (x, weights, biases, activations, backend),
+    }
+    torch.library.opcheck(getattr(_ops, op), arguments[op])

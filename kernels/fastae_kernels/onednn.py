@@ -3,6 +3,7 @@
 ATen multiplies fp32 matrices with MKL, which keeps to AVX2 on CPUs that are not Intel's; oneDNN uses AVX-512 there
 (two cores of an AMD EPYC, 256 x 784 x 256: 0.23 ms against 0.48). bf16 runs in oneDNN either way, but its own op can
 subtract the target from the accumulator before rounding. Its ops return memory of their own: `out` may stay unused.
+Other dtypes, and products of nothing, are the twins'.
 """
 
 from __future__ import annotations
@@ -33,13 +34,25 @@ def available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
+def pays(dtype: torch.dtype, multiply_adds: int) -> bool:
+    """Whether a layer whose products have that many multiply-adds gains here."""
+    if dtype == torch.float32:
+        return multiply_adds >= SMALLEST and available() and _fp32_pays()
+    return dtype == torch.bfloat16 and multiply_adds > 0 and available() and _subtracts_bf16()
+
+
 @cache
-def fp32_pays() -> bool:
-    """Whether oneDNN's fp32 products beat MKL's here: on an AVX-512 CPU that is not Intel's."""
+def _fp32_pays() -> bool:
+    """On an AVX-512 CPU that is not Intel's."""
     if torch.backends.cpu.get_cpu_capability() != "AVX512" or not torch.backends.mkl.is_available():
         return False
     cpuinfo = Path("/proc/cpuinfo")
     return "GenuineIntel" not in (cpuinfo.read_text() if cpuinfo.exists() else platform.processor())
+
+
+@cache
+def _subtracts_bf16() -> bool:
+    return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def linear_act_fwd(
@@ -50,7 +63,7 @@ def linear_act_fwd(
     keep_p: bool = False,
     out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    if not _pays(x, x.shape[0] * w.numel()):
+    if not _takes(x, w):
         return reference.linear_act_fwd(x, w, b, activation, keep_p, out)
     p = _linear(x, w, b)  # its own relu would turn NaN into 0
     y = p if not keep_p else torch.empty_like(p) if out is None else out[0]
@@ -59,7 +72,7 @@ def linear_act_fwd(
 
 
 def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None) -> Tensor:
-    if not _pays(dp, dp.shape[0] * w.numel()):
+    if not _takes(dp, w):
         return reference.linear_dgrad_act(dp, w, saved, activation, out)
     dx = _linear(dp, w.t(), None)
     if saved is not None:
@@ -74,7 +87,7 @@ def linear_wgrad(
     scale: Tensor | None = None,
     out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    if not _pays(dp, dp.numel() * x.shape[1]):
+    if not _takes(dp, x):
         return reference.linear_wgrad(dp, x, need_db, scale, out)
     dw = _linear(dp.t(), x.t(), None)
     db = None
@@ -100,14 +113,14 @@ def linear_act_mse(
     out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     fused = ACTIVATIONS[activation].saves is None and not need_y
-    if fused and _subtracts(x, target, x.shape[0] * w.numel()):
+    if fused and (_takes(x, w) or (x.dtype == torch.bfloat16 and x.numel() and len(w) and _subtracts_bf16())):
         bias = None if b is None else b.contiguous()
         difference = torch.ops.mkldnn._linear_pointwise.binary(x, target.contiguous(), w, bias, "sub")
         loss = reference.squared_error(difference, reduction, row_weight)
         if not need_dp:
             return loss, None, None
         return loss, difference if row_weight is None else difference.mul_(row_weight.unsqueeze(1)), None
-    if not _pays(x, x.shape[0] * w.numel()):
+    if not _takes(x, w):
         return reference.linear_act_mse(x, w, b, target, activation, reduction, row_weight, need_dp, need_y, out)
     return reference.act_mse(_linear(x, w, b), target, activation, reduction, row_weight, need_dp, need_y, x.dtype, out)
 
@@ -143,13 +156,8 @@ def stack_encode(
     return x
 
 
-def _pays(operand: Tensor, multiply_adds: int) -> bool:
-    return operand.dtype == torch.float32 and multiply_adds >= SMALLEST and fp32_pays()
-
-
-def _subtracts(x: Tensor, target: Tensor, multiply_adds: int) -> bool:
-    bf16 = x.dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported() and multiply_adds > 0
-    return target.dtype == x.dtype and (bf16 or _pays(x, multiply_adds))
+def _takes(a: Tensor, b: Tensor) -> bool:
+    return a.dtype == torch.float32 and a.numel() > 0 and b.numel() > 0
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
