@@ -1,0 +1,39 @@
+"""What a part of `fastae verify` reports, one at a time, and how it crosses from a child process to its parent."""
+
+from __future__ import annotations
+
+import json
+import sys
+from dataclasses import asdict, dataclass
+
+PARTS = ("numerics", "compile", "execute", "traffic")
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One row of the table: what was looked at, the figure that was found, the limit it is held to."""
+
+    part: str
+    op: str  # the kernel's or launcher's name
+    dtype: str
+    shape: str  # "M=37 N=20 K=33", or a model and its batch
+    activation: str
+    target: str  # "interpreter", "sm_80", "cuda", ...
+    figure: str  # "1.2e-07", "96 registers", ...
+    limit: str
+    ok: bool
+    detail: str = ""  # of a failure: where, and what to look at
+
+
+def emit(finding: Finding) -> None:
+    """Hand a finding to the parent process: one line of JSON on standard output."""
+    sys.stdout.write(json.dumps(asdict(finding)) + "\n")
+    sys.stdout.flush()
+
+
+def parse(line: str) -> Finding | None:
+    """The finding on a line of a child's output; None for a line that is something else."""
+    try:
+        return Finding(**json.loads(line))
+    except (ValueError, TypeError):
+        return None

@@ -1,0 +1,42 @@
+"""A program made ready to run: each instruction decoded to a step, once."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from fastae.verify.ptx import instructions
+from fastae.verify.ptx.decoder import Decoder, Read
+from fastae.verify.ptx.scalars import UNSIGNED
+from fastae.verify.ptx.table import Step
+from fastae.verify.ptx.text import Program, parse
+
+assert instructions  # importing them fills the table
+
+_CONTROL = {"bra": "bra", "ret": "exit", "exit": "exit", "bar": "barrier", "barrier": "barrier"}
+
+
+class Code:
+    """`steps[i]` executes instruction i, `predicates[i]` says where, `controls[i]` if it moves or stops threads."""
+
+    def __init__(self, program: Program) -> None:
+        self.program = program
+        self.names = list(program.registers)
+        self.raws = [np.bool_ if bits == 1 else UNSIGNED[bits] for bits in program.registers.values()]
+        numbers = {name: number for number, name in enumerate(self.names)}
+        self.steps: list[Step] = []
+        self.predicates: list[Read | None] = []
+        self.controls: list[str | None] = []
+        for instruction in program.instructions:
+            decoder = Decoder(program, instruction, numbers)
+            guard = instruction.predicate
+            self.steps.append(decoder.step())
+            self.predicates.append(decoder.predicate("!" * instruction.negated + guard) if guard else None)
+            self.controls.append(_CONTROL.get(instruction.opcode))
+
+    def uses(self, opcode: str) -> bool:
+        return any(instruction.opcode == opcode for instruction in self.program.instructions)
+
+
+def assemble(ptx: str) -> Code:
+    """Parse and decode; an instruction outside the table raises here, before anything runs."""
+    return Code(parse(ptx))
