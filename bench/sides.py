@@ -1,4 +1,4 @@
-"""The ways to train that are compared, and the comparison: alternating in one process, medians, ratios round by round."""
+"""Ways to train, side by side: alternating in one process, medians, ratios round by round."""
 
 from __future__ import annotations
 

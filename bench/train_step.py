@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+from itertools import pairwise
 
 import torch
 from sides import machine, ratio, seconds, training_sides
@@ -56,7 +57,7 @@ def gemm_seconds(dims: list[int], batch: int, precision: str) -> float:
     """The step's 3 L - 1 matrix products alone, at the best rate this machine gives them through PyTorch's ops."""
     dtype, total = getattr(torch, precision), 0.0
     widths = [*dims, *dims[-2::-1]]
-    for layer, (k, n) in enumerate(zip(widths, widths[1:])):
+    for layer, (k, n) in enumerate(pairwise(widths)):
         x, dp, w = torch.rand(batch, k, dtype=dtype), torch.rand(batch, n, dtype=dtype), torch.rand(n, k, dtype=dtype)
         products = [(x, w.t()), (dp.t(), x)] + ([(dp, w)] if layer else [])
         for a, b in products:

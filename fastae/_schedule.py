@@ -52,13 +52,14 @@ class Plan:
 
         return fits_decoder_mse(last_weight.shape[1], last_weight.dtype)
 
-    def fits_one_kernel(self, weights: Sequence[Tensor]) -> bool:
-        """Whether one Triton kernel can carry rows through all layers."""
-        if set(self.backends) != {"triton"}:
-            return False
+    def whole(self, weights: Sequence[Tensor]) -> str | None:
+        """The backend that takes rows through all layers in one call, if one does."""
+        if "triton" not in self.backends:
+            return "onednn" if "onednn" in self.backends else "torch"
         from fastae_kernels.stack_score import fits_stack_score
 
-        return fits_stack_score([weights[0].shape[1], *(w.shape[0] for w in weights)], weights[0].dtype)
+        dims = [weights[0].shape[1], *(w.shape[0] for w in weights)]
+        return "triton" if set(self.backends) == {"triton"} and fits_stack_score(dims, weights[0].dtype) else None
 
 
 @dataclass
@@ -67,6 +68,7 @@ class Buffers:
 
     outputs: Sequence[tuple[Tensor, Tensor | None] | None]  # y, and p where it is kept, of every layer but the last
     gradients: Sequence[Tensor | None]  # dp of every layer, [M, N]
+    scratch: Tensor | None  # in half precision, fp32 of the last dp's shape
     parameters: Sequence[tuple[Tensor, Tensor | None] | None]  # (dw [N, K], db [N]) of every layer
 
 
@@ -109,7 +111,7 @@ def forward(
     args = h, weights[last], biases[last], target, plan.activations[last], "mean"
     if not plan.makes_dx(weights[last], below):
         end = plan.ops("linear_act_mse")[last]
-        loss, dp, _ = end(*args, need_dp=True, out=buffers.gradients[last])
+        loss, dp, _ = end(*args, need_dp=True, out=(buffers.gradients[last], buffers.scratch))
         return Activity(loss, dp, None, inputs, kept)
     saved = h if plan.saves[last - 1] == "y" else kept[-1]
     loss, dp, dx = plan.ops("decoder_mse")[last](*args, saved, plan.activations[last - 1])
@@ -122,7 +124,7 @@ def backward(
     plan: Plan,
     buffers: Buffers,
     needs: Sequence[tuple[bool, bool]],
-    scale: Tensor | None,
+    scale: Tensor | float | None,
     need_dx: bool = False,
 ) -> tuple[Tensor | None, list[tuple[Tensor | None, Tensor | None]]]:
     """dx [M, K] and (dw, db) of every layer, as far as asked for.
@@ -156,4 +158,4 @@ def backward(
 
 def fresh(layers: int) -> Buffers:
     """No buffers: every result is a tensor of its own."""
-    return Buffers([None] * layers, [None] * layers, [None] * layers)
+    return Buffers([None] * layers, [None] * layers, None, [None] * layers)

@@ -37,8 +37,8 @@ def stack_loss(
 
 def stack_score(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], plan: Plan) -> Tensor:
     """Each row's mean squared error after all layers, [M, K] -> [M]; no gradient."""
-    if plan.fits_one_kernel(weights):
-        return _ops.stack_score(x, weights, biases, list(plan.activations), plan.backends[0])
+    if backend := plan.whole(weights):
+        return _ops.stack_score(x, weights, biases, list(plan.activations), backend)
     h = _hidden(x, weights[:-1], biases[:-1], plan)
     last = plan.activations[-1], "none", None, False, plan.backends[-1]
     errors, _ = _ops.linear_act_mse(h, weights[-1], biases[-1], x, *last)
@@ -47,8 +47,8 @@ def stack_score(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], p
 
 def stack_encode(x: Tensor, weights: list[Tensor], biases: list[Tensor | None], plan: Plan) -> Tensor:
     """The rows of x [M, K] after all layers, [M, N]; no gradient."""
-    if plan.fits_one_kernel(weights):
-        return _ops.stack_encode(x, weights, biases, list(plan.activations), plan.backends[0])
+    if backend := plan.whole(weights):
+        return _ops.stack_encode(x, weights, biases, list(plan.activations), backend)
     return _hidden(x, weights, biases, plan)
 
 

@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 from fastae._arrays import in_chunks
 from fastae._errors import autocast_dtype
-from fastae._layers import layers_of, plan_of, weight_of, why_not_plain
-from fastae._stack import stack_loss, stack_score
+from fastae._layers import plan_of, weight_of, why_not_plain
+from fastae._schedule import Plan
+from fastae._stack import stack_encode, stack_loss, stack_score
 from fastae.linear_act import LinearAct, check_activation
 from fastae.mse_loss import mse_loss
 from fastae.tied import TiedLinearAct
@@ -103,7 +104,14 @@ class DenseAutoencoder(nn.Module):
 
     def encode(self, x: Rows) -> Rows:
         """The code of x: [..., features[0]] -> [..., features[-1]]."""
-        return self._run(self.encoder, x, self.features[0], "x")
+
+        def codes(rows: Tensor) -> Tensor:
+            if torch.is_grad_enabled() or not self._fuses(rows, None):
+                code: Tensor = self.encoder(rows)
+                return code
+            return stack_encode(rows, *self._stack(self.encoder, rows))
+
+        return self._run(codes, x, self.features[0], "x")
 
     def decode(self, z: Rows) -> Rows:
         """The reconstruction from a code: [..., features[-1]] -> [..., features[0]]."""
@@ -119,38 +127,33 @@ class DenseAutoencoder(nn.Module):
         target = x if target is None else target
         if not self._fuses(x, target):
             return mse_loss(_wide(self(x)), _wide(target))
-        layers = layers_of(self)
-        plan = plan_of(layers, x, len(x))
-        return stack_loss(x, target, [weight_of(layer) for layer in layers], [layer.bias for layer in layers], plan)
+        return stack_loss(x, target, *self._stack([*self.encoder, *self.decoder], x))
 
-    def _fuses(self, x: Tensor, target: Tensor) -> bool:
-        """Whether the loss can be one function of x and the parameters; what does not fit raises on the other way."""
+    def _fuses(self, x: Tensor, target: Tensor | None) -> bool:
+        """Whether a result can be one function of x and the parameters; what does not fit raises on the other way."""
+        like = next(self.parameters())
         return (
             isinstance(x, Tensor)
-            and isinstance(target, Tensor)
             and x.dim() == 2
-            and target.shape == (len(x), self.decoder_features[-1])
             and x.shape[1] == self.features[0]
-            and x.dtype == target.dtype == self.decoder[-1].bias.dtype
-            and x.device == target.device == self.decoder[-1].bias.device
-            and not target.requires_grad
+            and x.dtype == like.dtype
+            and x.device == like.device
+            and (target is x or target is None or _matches(target, x, self.decoder_features[-1]))
+            and not (target is x and x.requires_grad)
             and autocast_dtype(x) is None
             and type(self).forward is DenseAutoencoder.forward
             and why_not_plain(self) is None
         )
 
+    def _stack(self, layers: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor | None], Plan]:
+        return [weight_of(layer) for layer in layers], [layer.bias for layer in layers], plan_of(layers, x, len(x))
+
     def score(self, x: Rows) -> Rows:
         """The mean squared error of each row, [rows, features[0]] -> [rows]; no gradient, bounded memory."""
 
         def row_errors(rows: Tensor) -> Tensor:
-            if self._fuses(rows, rows):
-                layers = layers_of(self)
-                return stack_score(
-                    rows,
-                    [weight_of(layer) for layer in layers],
-                    [layer.bias for layer in layers],
-                    plan_of(layers, rows, len(rows)),
-                )
+            if self._fuses(rows, None):
+                return stack_score(rows, *self._stack([*self.encoder, *self.decoder], rows))
             return (self(rows) - _wide(rows)).square().mean(-1)
 
         with torch.no_grad():
@@ -215,3 +218,13 @@ def _widths(features: Sequence[int], name: str) -> list[int]:
 
 def _wide(t: Tensor) -> Tensor:
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def _matches(target: object, x: Tensor, width: int) -> bool:
+    return (
+        isinstance(target, Tensor)
+        and target.shape == (len(x), width)
+        and target.dtype == x.dtype
+        and target.device == x.device
+        and not target.requires_grad
+    )

@@ -163,14 +163,22 @@ class _Memory:
             if layer < len(widths) - 1:
                 y, p = (None, None) if full is None else full.buffers.outputs[layer] or (None, None)
                 outputs.append((rows(width, y), rows(width, p) if layers.plan.saves[layer] == "p" else None))
-        self.buffers = _schedule.Buffers(outputs, gradients, layers.buffers)
+        scratch = None
+        if self.x.device.type == "cpu" and self.x.dtype.itemsize == 2:
+            scratch = self.x.new_empty(count, widths[-1], dtype=torch.float32) if full is None else full.scratch(count)
+        self.buffers = _schedule.Buffers(outputs, gradients, scratch, layers.buffers)
         self.factor = 2 / (count * widths[-1])
-        # A GPU multiplies in the epilogue of each weight gradient, half precision does so to keep its small numbers;
+        # Put into each weight gradient: on a GPU from memory, in its epilogue; in half precision, to keep small numbers.
         # fp32 on a CPU is multiplied once.
-        self.scale: Tensor | None = None
-        if self.x.device.type != "cpu" or self.x.dtype.itemsize == 2:
+        self.scale: Tensor | float | None = None
+        if self.x.device.type != "cpu":
             wide = torch.promote_types(self.x.dtype, torch.float32)
             self.scale = torch.full((), self.factor, dtype=wide, device=self.x.device)
+        elif self.x.dtype.itemsize == 2:
+            self.scale = self.factor
+
+    def scratch(self, count: int) -> Tensor | None:
+        return None if self.buffers.scratch is None else self.buffers.scratch[:count]
 
     def first(self, count: int) -> _Memory:
         return _Memory(self.layers, count, self)

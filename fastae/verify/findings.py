@@ -27,7 +27,16 @@ class Finding:
 
 def emit(finding: Finding) -> None:
     """Hand a finding to the parent process: one line of JSON on standard output."""
-    sys.stdout.write(json.dumps(asdict(finding)) + "\n")
+    _write(asdict(finding))
+
+
+def announce(op: str, what: str) -> None:
+    """Tell the parent what comes next, so that it can name it if this process dies of it."""
+    _write({"next": [op, what]})
+
+
+def _write(line: dict[str, object]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
     sys.stdout.flush()
 
 
@@ -37,3 +46,22 @@ def parse(line: str) -> Finding | None:
         return Finding(**json.loads(line))
     except (ValueError, TypeError):
         return None
+
+
+def announced(line: str) -> tuple[str, str] | None:
+    """What `announce` said on a line, or None."""
+    try:
+        op, what = json.loads(line)["next"]
+    except (ValueError, TypeError, KeyError, IndexError):
+        return None
+    return str(op), str(what)
+
+
+def named(name: str, only: str | None) -> bool:
+    """Whether `--only` chooses this one; `_mse_kernel` and `mse` are the same name."""
+    return only is None or plain(name) == plain(only)
+
+
+def plain(name: str) -> str:
+    """A kernel's name as its launcher has it."""
+    return name.strip("_").removesuffix("_kernel")

@@ -185,14 +185,15 @@ def linear_wgrad(
     dp: Tensor,
     x: Tensor,
     need_db: bool = False,
-    scale: Tensor | None = None,
+    scale: Tensor | float | None = None,
     out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dw = scale dpT x [N, K], and db = scale times the sum of dp over the rows [N] if it is asked for.
 
-    `scale` is a 0-d tensor on the device, read by the kernel and multiplied in the accumulator; 1 if None. `out`,
-    contiguous, is for (dw, db).
+    `scale` is a number or a 0-d tensor on the device, read by the kernel and multiplied in the accumulator; 1 if None.
+    `out`, contiguous, is for (dw, db).
     """
+    scale = workspace(dp).fill_(scale) if isinstance(scale, float) else scale
     (M, N), K = dp.shape, x.shape[1]
     dw_given, db_given = (None, None) if out is None else out
     dw = tiles.output(dp, (N, K), dw_given)

@@ -13,18 +13,17 @@ from torch import Tensor
 from fastae_kernels import tiles
 from fastae_kernels.activations import PAIRS
 from fastae_kernels.reference import ACTIVATIONS
-from fastae_kernels.tile_ops import dot_tile, narrow, offsets, operand, sum_rows, tile_of, workspace
+from fastae_kernels.tile_ops import dot_tile, narrow, offsets, operand, row_sum_of_squares, sum_rows, tile_of, workspace
 
 DECODER_WIDTH = 256  # the widest x of which `decoder_mse` keeps a block of rows on chip
 
 
 @triton.jit
 def _error_tile(
-    p, target_ptr, offs_m, offs_n, mask_m, mask_n, stride_tm, stride_tn,
+    p, target_ptr, offs_m, offs_n, mask, stride_tm, stride_tn,
     FORWARD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
     """y = f(p), and y - target, 0 outside the mask; the target is read here, and y has not been rounded."""
-    mask = mask_m[:, None] & mask_n[None, :]
     target = tl.load(target_ptr + offs_m[:, None] * stride_tm + offs_n[None, :] * stride_tn, mask=mask, other=0.0)
     y = FORWARD(p)
     return y, tl.where(mask, y - target.to(ACC), 0.0)
@@ -56,12 +55,12 @@ def _linear_act_mse_kernel(
     )  # fmt: skip
     if b_ptr is not None:
         p += tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC)[None, :]
-    y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask_m, mask_n, stride_tm, stride_tn, FORWARD, ACC)
-    offs = offs_m[:, None] * N + offs_n[None, :]
     mask = mask_m[:, None] & mask_n[None, :]
+    y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask, stride_tm, stride_tn, FORWARD, ACC)
+    offs = offs_m[:, None] * N + offs_n[None, :]
     if y_ptr is not None:
         tl.store(y_ptr + offs, narrow(y, y_ptr.dtype.element_ty), mask=mask)
-    loss = tl.sum(error * error, axis=1) / tl.cast(denominator, ACC)
+    loss = row_sum_of_squares(error, mask) / tl.cast(denominator, ACC)
     dy = error
     if row_weight_ptr is not None:
         row_weight = tl.load(row_weight_ptr + offs_m * stride_rm, mask=mask_m, other=0.0).to(ACC)
@@ -117,16 +116,18 @@ def _decoder_mse_kernel(
         mask_n = offs_n < N
         w_ptrs = w_ptr + offs_n[:, None] * stride_wn + offs_k[None, :] * stride_wk
         w = operand(tl.load(w_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0))
-        p = tl.dot(x, tl.trans(w), input_precision=PRECISION, out_dtype=ACC)
+        p = tl.zeros((BLOCK_M, BLOCK_N), dtype=ACC)
         if b_ptr is not None:
             p += tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC)[None, :]
-        y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask_m, mask_n, stride_tm, stride_tn, FORWARD, ACC)
-        loss += tl.sum(error * error, axis=1)
+        p = tl.dot(x, tl.trans(w), p, input_precision=PRECISION, out_dtype=ACC)
+        mask = mask_m[:, None] & mask_n[None, :]
+        y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask, stride_tm, stride_tn, FORWARD, ACC)
+        loss += row_sum_of_squares(error, mask)
         dy = error
         if row_weight_ptr is not None:
             dy *= row_weight[:, None]
         dp = narrow(BACKWARD(dy, p if FROM_P else y), dp_ptr.dtype.element_ty)
-        tl.store(dp_ptr + offs_m[:, None] * N + offs_n[None, :], dp, mask=mask_m[:, None] & mask_n[None, :])
+        tl.store(dp_ptr + offs_m[:, None] * N + offs_n[None, :], dp, mask=mask)
         dx = tl.dot(operand(dp), w, dx, input_precision=PRECISION, out_dtype=ACC)
     loss = loss / tl.cast(denominator, ACC)
     if row_weight_ptr is not None:
@@ -164,7 +165,7 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
-    out: Tensor | None = None,
+    out: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The squared error of y = f(x wT + b) against target [M, N]; dp, and y [M, N] if it is to be kept.
 
@@ -173,7 +174,7 @@ def linear_act_mse(
     for dp.
     """
     (M, K), N = x.shape, w.shape[0]
-    dp = tiles.output(x, (M, N), out) if need_dp else None
+    dp = tiles.output(x, (M, N), None if out is None else out[0]) if need_dp else None
     y = x.new_empty((M, N)) if need_y else None
     if M * N == 0:
         return _empty_loss(x, M, reduction), dp, y

@@ -26,6 +26,7 @@ __all__ = [
 
 # Multiply-adds from which oneDNN wins on that machine; a call costs 12 us more than `torch.addmm`.
 SMALLEST = 1 << 23
+SCORE_ROWS = 1024  # a block's rows stay in the cache from layer to layer: 784-256-128 runs 1.3 times as fast as whole
 
 
 @cache
@@ -84,7 +85,7 @@ def linear_wgrad(
     dp: Tensor,
     x: Tensor,
     need_db: bool = False,
-    scale: Tensor | None = None,
+    scale: Tensor | float | None = None,
     out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     if not _takes(dp, x):
@@ -110,19 +111,21 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
-    out: Tensor | None = None,
+    out: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    fused = ACTIVATIONS[activation].saves is None and not need_y
-    if fused and (_takes(x, w) or (x.dtype == torch.bfloat16 and x.numel() and len(w) and _subtracts_bf16())):
-        bias = None if b is None else b.contiguous()
-        difference = torch.ops.mkldnn._linear_pointwise.binary(x, target.contiguous(), w, bias, "sub")
-        loss = reference.squared_error(difference, reduction, row_weight)
-        if not need_dp:
-            return loss, None, None
-        return loss, difference if row_weight is None else difference.mul_(row_weight.unsqueeze(1)), None
-    if not _takes(x, w):
+    subtracts = x.dtype == torch.bfloat16 and x.numel() > 0 and len(w) > 0 and _subtracts_bf16()
+    if not subtracts and not _takes(x, w):
         return reference.linear_act_mse(x, w, b, target, activation, reduction, row_weight, need_dp, need_y, out)
-    return reference.act_mse(_linear(x, w, b), target, activation, reduction, row_weight, need_dp, need_y, x.dtype, out)
+    dp_out, scratch = (None, None) if out is None else out
+    bias = None if b is None else b.contiguous()
+    if ACTIVATIONS[activation].saves is None and not need_y:
+        difference = torch.ops.mkldnn._linear_pointwise.binary(x, target.contiguous(), w, bias, "sub")
+        loss = reference.squared_error(difference, reduction, row_weight, scratch)
+        if need_dp and row_weight is not None:
+            difference.mul_(row_weight.unsqueeze(1))
+        return loss, difference if need_dp else None, None
+    p = _linear(x.float(), w.float(), None if bias is None else bias.float())
+    return reference.act_mse(p, target, activation, reduction, row_weight, need_dp, need_y, x.dtype, dp_out)
 
 
 def decoder_mse(
@@ -144,8 +147,15 @@ def decoder_mse(
 def stack_score(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
 ) -> Tensor:
-    h = stack_encode(x, weights[:-1], biases[:-1], activations[:-1])
-    return linear_act_mse(h, weights[-1], biases[-1], x, activations[-1], "none")[0]
+    wide = torch.promote_types(x.dtype, torch.float32)
+    errors = x.new_empty(len(x), dtype=wide)
+    scratch = x.new_empty(min(len(x), SCORE_ROWS), x.shape[1], dtype=wide) if wide != x.dtype else None
+    for rows, out in zip(x.split(SCORE_ROWS), errors.split(SCORE_ROWS), strict=True):
+        h = stack_encode(rows, weights[:-1], biases[:-1], activations[:-1])
+        last = weights[-1], biases[-1], rows, activations[-1], "none"
+        memory = None if scratch is None else (None, scratch[: len(rows)])
+        out.copy_(linear_act_mse(h, *last, out=memory)[0])
+    return errors
 
 
 def stack_encode(

@@ -152,20 +152,22 @@ def linear_wgrad(
     dp: Tensor,
     x: Tensor,
     need_db: bool = False,
-    scale: Tensor | None = None,
+    scale: Tensor | float | None = None,
     out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dw = scale dpT x [N, K], and db = scale times the sum of dp over the rows [N] if it is asked for.
 
-    `out` is for (dw, db). `scale` is a 0-d tensor on the device, 1 if None: what `linear_act_mse` leaves out of dp.
+    `out` is for (dw, db). `scale` is a number or a 0-d tensor on the device: what `linear_act_mse` leaves out of dp.
     """
     dw, db = (dp.new_empty(dp.shape[1], x.shape[1]), None) if out is None else out
-    if scale is None:
-        torch.mm(dp.t(), x, out=dw)
-    elif scale.device.type == "cpu":  # where reading the number waits for nothing
-        torch.addmm(dw, dp.t(), x, beta=0, alpha=scale.item(), out=dw)
+    if isinstance(scale, Tensor) and scale.device.type == "cpu":
+        scale = scale.item()  # which waits for nothing there
+    if isinstance(scale, float):
+        torch.addmm(dw, dp.t(), x, beta=0, alpha=scale, out=dw)
     else:
-        torch.mm(dp.t(), x, out=dw).mul_(scale)
+        torch.mm(dp.t(), x, out=dw)
+        if scale is not None:
+            dw.mul_(scale)
     if not need_db:
         return dw, None
     db = dp.sum(0) if db is None else torch.sum(dp, 0, out=db)
@@ -192,19 +194,20 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
-    out: Tensor | None = None,
+    out: tuple[Tensor | None, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The squared error of y = f(x wT + b) against target [M, N]; dp, and y [M, N] if it is to be kept.
 
     The loss is sum_ij row_weight_i (y - target)^2, divided by M N for "mean" []; for "none" each row's mean [M]. It is
     fp32, or fp64 for fp64. dp = row_weight (y - target) f'(p) [M, N] lacks the loss's 2 / n, which `linear_wgrad` puts
-    in: near convergence dp / n is below the smallest fp16. y is subtracted before it is rounded. `out` is for dp.
+    in: near convergence dp / n is below the smallest fp16. y is subtracted before it is rounded. `out` is for dp, and
+    in half precision for fp32 scratch of its shape.
     """
-    wide = _accumulator(x)
-    saves = ACTIVATIONS[activation].saves
-    in_place = out if wide == x.dtype and saves is None and not need_y else None
-    p = _linear(x.to(wide), w.to(wide), None if b is None else b.to(wide), in_place)
-    return act_mse(p, target, activation, reduction, row_weight, need_dp, need_y, x.dtype, out)
+    wide, (dp_out, scratch) = _accumulator(x), (None, None) if out is None else out
+    alone = ACTIVATIONS[activation].saves is None and not need_y  # nothing but dp comes out of p
+    p_out = scratch if wide != x.dtype else dp_out if alone else None
+    p = _linear(x.to(wide), w.to(wide), None if b is None else b.to(wide), p_out)
+    return act_mse(p, target, activation, reduction, row_weight, need_dp, need_y, x.dtype, dp_out)
 
 
 def act_mse(
@@ -216,42 +219,47 @@ def act_mse(
     need_dp: bool,
     need_y: bool,
     dtype: torch.dtype,
-    out: Tensor | None,
+    dp_out: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What `linear_act_mse` does from p [M, N] on, which it may write over; dp and y come in `dtype`."""
     saves = ACTIVATIONS[activation].saves
     y = torch.empty_like(p) if saves == "p" else p
     ACTIVATIONS[activation].forward(p, y)
     kept = y.to(dtype, copy=True) if need_y else None
-    keep_y = need_dp and saves == "y"
-    difference = torch.sub(y, target, out=torch.empty_like(y) if keep_y else y)
+    difference = torch.sub(y, target, out=torch.empty_like(y) if need_dp and saves == "y" else y)
     loss = squared_error(difference, reduction, row_weight)
     if not need_dp:
         return loss, None, kept
     dp = difference
     if row_weight is not None:
-        dp.mul_(row_weight.to(dp.dtype).unsqueeze(1))
+        dp.mul_(row_weight.unsqueeze(1))
     if saves is not None:
         ACTIVATIONS[activation].backward(dp, p if saves == "p" else y, dp)
-    if out is not None and out is not dp:
-        return loss, out.copy_(dp), kept
-    return loss, dp.to(dtype), kept
+    if dp_out is None or dp_out is dp:
+        return loss, dp.to(dtype), kept
+    return loss, dp_out.copy_(dp), kept
 
 
-def squared_error(difference: Tensor, reduction: str, row_weight: Tensor | None) -> Tensor:
-    """sum row_weight difference^2 [], divided by the number of values for "mean"; for "none" each row's mean [M]."""
-    wide = _accumulator(difference)
+def squared_error(
+    difference: Tensor, reduction: str, row_weight: Tensor | None, scratch: Tensor | None = None
+) -> Tensor:
+    """sum row_weight difference^2 [], divided by the number of values for "mean"; for "none" each row's mean [M].
+
+    `scratch`: fp32 of the difference's shape, used in half precision.
+    """
+    if difference.dtype in _HALF:  # torch.dot in bf16 takes 50 times as long
+        scratch = torch.empty(difference.shape, device=difference.device) if scratch is None else scratch
+        difference = scratch.copy_(difference)
+    M, N = difference.shape
     if reduction == "none" or row_weight is not None:
-        rows = torch.linalg.vector_norm(difference, dim=1, dtype=wide).square_()
+        rows = torch.linalg.vector_norm(difference, dim=1).square_()
         rows = rows if row_weight is None else rows.mul_(row_weight)
         if reduction == "none":
-            return rows.div_(difference.shape[1])
+            return rows.div_(N)
         total = rows.sum()
-    elif difference.dtype in _HALF:
-        total = torch.linalg.vector_norm(difference, dtype=wide).square_()  # torch.dot in bf16 takes 50 times as long
     else:
         total = torch.dot(difference.view(-1), difference.view(-1))
-    n = difference.numel() if reduction == "mean" else 1
+    n = M * N if reduction == "mean" else 1
     return total / n if n else total * float("nan")  # the mean of nothing is NaN, as in torch
 
 

@@ -17,7 +17,7 @@ from fastae_kernels import tiles
 from fastae_kernels.activations import PAIRS
 from fastae_kernels.linear_act import linear_act_fwd
 from fastae_kernels.linear_act_mse import linear_act_mse
-from fastae_kernels.tile_ops import dot_tile, narrow, offsets, operand, workspace
+from fastae_kernels.tile_ops import dot_tile, narrow, offsets, operand, row_sum_of_squares, workspace
 
 STACK_WIDTH = 256  # the widest hidden layer whose rows are kept on chip
 
@@ -154,7 +154,7 @@ def _stack_score_kernel(
         mask = mask_m[:, None] & mask_n[None, :]
         x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_n[None, :] * stride_xk, mask=mask, other=0.0)
         error = tl.where(mask, LAST(p) - x.to(ACC), 0.0)
-        squares += tl.sum(error * error, axis=1)
+        squares += row_sum_of_squares(error, mask)
     tl.store(score_ptr + offs_m, squares / tl.cast(K, ACC), mask=mask_m)
 
 

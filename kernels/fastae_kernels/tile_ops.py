@@ -57,9 +57,15 @@ def dot_tile(
     stride_ai, stride_ar, stride_br, stride_bj,
     BLOCK_R: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr, SUM_A: tl.constexpr = False,
 ):  # fmt: skip
-    """sum over r in [start, stop) of a[i, r] b[r, j], as [I, J]; with SUM_A also that of a[i, r], as [I]."""
+    """sum over r in [start, stop) of a[i, r] b[r, j], as [I, J]; with SUM_A also that of a[i, r], as [I].
+
+    a is summed without being read from shared memory: where wgmma shares a tile with other readers, Triton 3.7.1 gives
+    it one stage too few, and the copy for the next one overwrites what the product still reads. 16-bit values are
+    summed by a product with ones, which is exact; others are loaded a second time, out of L2.
+    """
     BLOCK_I: tl.constexpr = offs_i.shape[0]
     BLOCK_J: tl.constexpr = offs_j.shape[0]
+    BY_PRODUCT: tl.constexpr = a_ptr.dtype.element_ty.primitive_bitwidth == 16
     offs_r = tl.arange(0, BLOCK_R)
     first_r = offs_r.to(tl.int64) + start
     a_ptrs = a_ptr + offs_i[:, None] * stride_ai + first_r[None, :] * stride_ar
@@ -67,17 +73,34 @@ def dot_tile(
     step_a = tl.full((), BLOCK_R, tl.int64) * stride_ar  # a stride of a transposed view times BLOCK_R can pass 2^31
     step_b = tl.full((), BLOCK_R, tl.int64) * stride_br
     acc = tl.zeros((BLOCK_I, BLOCK_J), dtype=ACC)
-    a_sum = tl.zeros((BLOCK_I, BLOCK_R), dtype=ACC)
+    again_ptrs = a_ptr + first_r[:, None] * stride_ar + offs_i[None, :] * stride_ai
+    a_sum = tl.zeros((BLOCK_I, 16) if BY_PRODUCT else (BLOCK_R, BLOCK_I), dtype=ACC)
     for r in range(start, stop, BLOCK_R):
         mask_r = offs_r < stop - r
         a = operand(tl.load(a_ptrs, mask=mask_i[:, None] & mask_r[None, :], other=0.0))
         b = operand(tl.load(b_ptrs, mask=mask_r[:, None] & mask_j[None, :], other=0.0))
         acc = tl.dot(a, b, acc, input_precision=PRECISION, out_dtype=ACC)
         if SUM_A:
-            a_sum += a.to(ACC)
+            if BY_PRODUCT:
+                a_sum = tl.dot(a, tl.full((BLOCK_R, 16), 1.0, a.dtype), a_sum, out_dtype=ACC)  # in each of 16 columns
+            else:
+                a_sum += tl.load(again_ptrs, mask=mask_r[:, None] & mask_i[None, :], other=0.0).to(ACC)
+                again_ptrs += step_a
         a_ptrs += step_a
         b_ptrs += step_b
-    return acc, tl.sum(a_sum, axis=1)
+    if BY_PRODUCT:
+        a_sum = tl.trans(tl.where(tl.arange(0, 16)[None, :] == 0, a_sum, 0.0))
+    return acc, tl.sum(a_sum, axis=0)
+
+
+@triton.jit
+def row_sum_of_squares(tile, mask):
+    """sum over j of tile[i, j]^2, as [I], the tile being 0 outside the mask.
+
+    Masked once more behind the product: a product next to an addition becomes one fused multiply-add, and in a sum
+    across threads each then rounds another term, so that two threads that hold the same row store different last bits.
+    """
+    return tl.sum(tl.where(mask, tile * tile, 0.0), axis=1)
 
 
 @triton.jit
