@@ -168,8 +168,8 @@ class _Memory:
             scratch = self.x.new_empty(count, widths[-1], dtype=torch.float32) if full is None else full.scratch(count)
         self.buffers = _schedule.Buffers(outputs, gradients, scratch, layers.buffers)
         self.factor = 2 / (count * widths[-1])
-        # Put into each weight gradient: on a GPU from memory, in its epilogue; in half precision, to keep small numbers.
-        # fp32 on a CPU is multiplied once.
+        # Each weight gradient puts it in: on a GPU from memory, in its epilogue; in half precision, to keep small
+        # numbers. fp32 on a CPU is multiplied once.
         self.scale: Tensor | float | None = None
         if self.x.device.type != "cpu":
             wide = torch.promote_types(self.x.dtype, torch.float32)
