@@ -85,7 +85,7 @@ class TrainStep:
         """
         count = len(x) if rows is None else len(rows)
         memory = self._slices.get(count)
-        if memory is None or x.dim() != 2 or x.shape[1] != memory.x.shape[1]:
+        if memory is None or x.dim() != 2 or x.shape[1] != memory.x.shape[1] or x.device != memory.x.device:
             memory = self._slice(count, x)
         with torch.no_grad():
             _gather(x, rows, memory.x)
@@ -137,6 +137,8 @@ class TrainStep:
         features = self._memory.x.shape[1]
         if x.dim() != 2 or x.shape[1] != features:
             raise ValueError(f"TrainStep: x must be [rows, {features}]; got {list(x.shape)}")
+        if x.device != self._memory.x.device:
+            raise ValueError(f"TrainStep: x must be on {self._memory.x.device} as the model is; got {x.device}")
         if not 1 <= count <= self.batch_size:
             raise ValueError(f"TrainStep: a step takes 1 to {self.batch_size} rows; got {count}")
         self._slices[count] = self._memory.first(count)
@@ -168,14 +170,12 @@ class _Memory:
             scratch = self.x.new_empty(count, widths[-1], dtype=torch.float32) if full is None else full.scratch(count)
         self.buffers = _schedule.Buffers(outputs, gradients, scratch, layers.buffers)
         self.factor = 2 / (count * widths[-1])
-        # Each weight gradient puts it in: on a GPU from memory, in its epilogue; in half precision, to keep small
-        # numbers. fp32 on a CPU is multiplied once.
-        self.scale: Tensor | float | None = None
-        if self.x.device.type != "cpu":
+        # Each weight gradient puts it in: from memory, in a kernel's epilogue, or as a number, which keeps the small
+        # numbers of half precision. The twins multiply fp32 once.
+        self.scale: Tensor | float | None = self.factor if self.x.dtype.itemsize == 2 else None
+        if "triton" in layers.plan.backends or self.x.device.type != "cpu":
             wide = torch.promote_types(self.x.dtype, torch.float32)
             self.scale = torch.full((), self.factor, dtype=wide, device=self.x.device)
-        elif self.x.dtype.itemsize == 2:
-            self.scale = self.factor
 
     def scratch(self, count: int) -> Tensor | None:
         return None if self.buffers.scratch is None else self.buffers.scratch[:count]

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from cases import ACTIVATIONS, layer, normal, saved, strided, transposed
 from fastae_kernels import linear_act as kernels
-from fastae_kernels import mse_loss
+from fastae_kernels import linear_act_mse, mse_loss, stack_score
 from fastae_kernels.tile_ops import tile_of
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
@@ -59,6 +59,27 @@ def test_kernels_read_their_arguments_and_nothing_else(view: object, loads: list
     check(loads, dy, x)
     kernels.linear_wgrad(dy, x, True)
     check(loads, dy, x)
+    scale = torch.tensor([1.0, 2.0, 3.0])[1]
+    kernels.linear_wgrad(dy, x, True, scale)
+    check(loads, dy, x, scale)
+
+
+@pytest.mark.parametrize("view", [torch.clone, strided, transposed], ids=lambda v: v.__name__)
+def test_fused_ops_read_their_arguments_and_nothing_else(
+    view: object, loads: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(linear_act_mse, "sum_rows", lambda partials, out: out)
+    x, w, b = map(view, layer("gelu", M, N, K, torch.float32))
+    t, s_below, r = view(normal(M, N)), view(normal(M, K, seed=2)), view(normal(M, seed=3))
+    linear_act_mse.linear_act_mse(x, w, b, t, "gelu", "mean", r, True, True)
+    check(loads, x, w, b, t, r)
+    linear_act_mse.decoder_mse(x, w, b, t, "gelu", "mean", s_below, "tanh", r)
+    check(loads, x, w, b, t, r, s_below)
+    back, b_back = view(normal(K, N, seed=4)), view(normal(K, seed=5))
+    stack_score.stack_score(x, [w, back], [b, b_back], ["gelu", "tanh"])
+    check(loads, x, w, b, back, b_back)
+    stack_score.stack_encode(x, [w, back], [b, b_back], ["gelu", "tanh"])
+    check(loads, x, w, b, back, b_back)
 
 
 def test_mse_reads_its_arguments_and_nothing_else(loads: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:

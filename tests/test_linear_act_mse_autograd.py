@@ -1,4 +1,4 @@
-"""`linear_act_mse` as PyTorch sees it: loss and gradients against fp64 truth, twice differentiated, errors, autocast."""
+"""`linear_act_mse` as PyTorch sees it: loss and gradients against fp64 truth, gradients of those, errors, autocast."""
 
 import itertools
 import re

@@ -207,7 +207,7 @@ def test_opcheck(op: str, activation: str, backend: str) -> None:
     layers = [*ae.encoder, *ae.decoder]
     weights, biases = [layer.weight.detach() for layer in layers], [layer.bias.detach() for layer in layers]
     activations, backends = [layer.activation for layer in layers], [backend] * 4
-    loss, dp, dx, outputs, kept = _ops.stack_loss(x, target, weights, biases, activations, backends, True)
+    _, dp, dx, outputs, kept = _ops.stack_loss(x, target, weights, biases, activations, backends, True)
     needs, scale = [True, True, False, True, True, False, True, True], torch.tensor(0.1)
     arguments = {
         "stack_loss": (x, target, weights, biases, activations, backends, True),

@@ -248,6 +248,7 @@ def test_the_steady_state_allocates_nothing(activation: str) -> None:
     ("arguments", "text"),
     [
         ((torch.rand(4, 16),), "x must be [rows, 17]; got [4, 16]"),
+        ((torch.empty(4, 17, device="meta"),), "x must be on cpu as the model is; got meta"),
         ((torch.rand(17, 17),), "a step takes 1 to 16 rows; got 17"),
         ((DATA, torch.arange(17)), "a step takes 1 to 16 rows; got 17"),
         ((DATA, torch.arange(0)), "a step takes 1 to 16 rows; got 0"),

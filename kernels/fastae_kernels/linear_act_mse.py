@@ -13,7 +13,17 @@ from torch import Tensor
 from fastae_kernels import tiles
 from fastae_kernels.activations import PAIRS
 from fastae_kernels.reference import ACTIVATIONS
-from fastae_kernels.tile_ops import dot_tile, narrow, offsets, operand, row_sum_of_squares, sum_rows, tile_of, workspace
+from fastae_kernels.tile_ops import (
+    dot_tile,
+    narrow,
+    offsets,
+    operand,
+    plus_bias,
+    row_sum_of_squares,
+    sum_rows,
+    tile_of,
+    workspace,
+)
 
 DECODER_WIDTH = 256  # the widest x of which `decoder_mse` keeps a block of rows on chip
 
@@ -118,7 +128,7 @@ def _decoder_mse_kernel(
         w = operand(tl.load(w_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0))
         p = tl.dot(x, tl.trans(w), input_precision=PRECISION, out_dtype=ACC)
         if b_ptr is not None:
-            p += tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC)[None, :]
+            p = plus_bias(p, tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC))
         mask = mask_m[:, None] & mask_n[None, :]
         y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask, stride_tm, stride_tn, FORWARD, ACC)
         loss += row_sum_of_squares(error, mask)

@@ -94,6 +94,13 @@ def dot_tile(
 
 
 @triton.jit
+def plus_bias(p, b):
+    """p [I, J] + b [J] for a p straight from tl.dot. Not p + b: Triton makes that b in the product's accumulator, which
+    LLVM then fills behind the wgmma.fence that has to come after (PTX ISA 8.6, wgmma.fence)."""
+    return tl.fma(p, tl.full(p.shape, 1.0, p.dtype), tl.broadcast_to(b[None, :], p.shape))
+
+
+@triton.jit
 def row_sum_of_squares(tile, mask):
     """sum over j of tile[i, j]^2, as [I], the tile being 0 outside the mask.
 
@@ -119,12 +126,12 @@ def _sum_rows_kernel(src_ptr, dst_ptr, R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.
 def sum_rows(partials: Tensor, out: Tensor) -> Tensor:
     """out = the sum over the leading axis of contiguous `partials` [R, ...], rounded to out's type once."""
     R, C = partials.shape[0], out.numel()
-    block_c = min(256, triton.next_power_of_2(max(C, 1)))
+    block_c = min(512, triton.next_power_of_2(max(C, 1)))
     block_r = min(1024 // block_c, triton.next_power_of_2(max(R, 1)))
     tiles.launch(
         _sum_rows_kernel, triton.cdiv(C, block_c), out,
         partials, out, R, C, BLOCK_R=block_r, BLOCK_C=block_c,
-        num_warps=1,  # 256 columns are 8 a thread then: stores of 16 bytes in every type
+        num_warps=1,  # 512 columns are 8 a thread or more then: stores of 16 bytes in every type
     )  # fmt: skip
     return out
 

@@ -59,7 +59,7 @@ TILES: dict[tuple[str, int], Tile] = {
     ("hopper", 4): Tile(64, 64, 32, 4, 3),
     ("hopper", 8): Tile(32, 32, 16, 4, 2),
     ("blackwell", 2): Tile(128, 128, 64, 8, 3),
-    ("blackwell", 4): Tile(64, 64, 32, 4, 3),
+    ("blackwell", 4): Tile(64, 64, 32, 8, 3),  # with four warps IEEE products of 32 columns spilled
     ("blackwell", 8): Tile(32, 32, 16, 4, 2),
     ("amd", 2): Tile(64, 128, 32, 4, 2),
     ("amd", 4): Tile(64, 64, 32, 4, 2),
@@ -88,33 +88,40 @@ DECODER_TILES: dict[tuple[str, str], Tile] = {
     ("ampere", "tf32"): Tile(32, 32, 256, 8, 1),
     ("hopper", "half"): Tile(64, 64, 256, 8, 2),
     ("hopper", "tf32"): Tile(64, 16, 256, 8, 2),
-    # One stage: with two, Triton 3.7.1 fences x once before the loop and the asynchronous copies of w not at all, though
-    # tcgen05.mma reads both through another proxy (PTX ISA 8.6, fence.proxy.async).
+    # One stage: with two, Triton 3.7.1 fences x once before the loop and the asynchronous copies of w not at all,
+    # though tcgen05.mma reads both through another proxy (PTX ISA 8.6, fence.proxy.async).
     ("blackwell", "half"): Tile(64, 64, 256, 8, 1),
     ("blackwell", "tf32"): Tile(64, 32, 256, 8, 2),
     ("amd", "half"): Tile(32, 32, 256, 4, 1),
-    ("amd", "tf32"): Tile(32, 32, 256, 4, 1),
+    ("amd", "tf32"): Tile(16, 32, 256, 4, 1),
+    ("amd", "ieee"): Tile(32, 16, 256, 8, 1),
     ("unaligned", "half"): Tile(16, 32, 256, 8, 2),
     ("unaligned", "tf32"): Tile(16, 32, 256, 8, 2),
+    ("unaligned amd", "tf32"): Tile(16, 16, 256, 8, 1),
 }
 
 # The same where there is no larger one, or where large ones leave SMs idle.
 DECODER_SMALL: dict[str, Tile] = {
-    "half": Tile(32, 32, 256, 8, 2),
+    "half": Tile(32, 32, 256, 4, 2),  # eight warps would store 8 bytes a thread
     "tf32": Tile(32, 32, 256, 8, 1),
-    "ieee": Tile(32, 16, 256, 8, 1),
+    "ieee": Tile(32, 16, 256, 4, 2),
     "double": Tile(16, 16, 256, 8, 1),
 }
 # `stack_score`, in the same way: rows carried, columns of the last layer per step, columns of x per step of the first.
 STACK_TILES: dict[tuple[str, str], Tile] = {
     ("blackwell", "half"): Tile(64, 64, 64, 8, 3),
-    ("amd", "half"): Tile(32, 32, 32, 4, 1),
-    ("amd", "tf32"): Tile(16, 32, 32, 4, 1),
+    ("amd", "half"): Tile(32, 32, 64, 8, 1),
+    ("amd", "tf32"): Tile(16, 32, 64, 8, 1),
+    ("amd", "ieee"): Tile(32, 16, 32, 4, 1),
+    # IEEE products of 16 rows spill on sm_80 in eight warps, those of 32 rows on the others
+    ("ampere", "ieee"): Tile(32, 16, 32, 8, 2),
+    ("hopper", "ieee"): Tile(16, 16, 32, 8, 2),
+    ("blackwell", "ieee"): Tile(16, 16, 32, 8, 2),
 }
 STACK_SMALL: dict[str, Tile] = {
     "half": Tile(32, 64, 64, 8, 3),
-    "tf32": Tile(16, 32, 32, 8, 2),
-    "ieee": Tile(16, 16, 16, 8, 1),
+    "tf32": Tile(16, 32, 64, 8, 2),
+    "ieee": Tile(32, 16, 32, 8, 2),
     "double": Tile(16, 16, 16, 8, 1),
 }
 STACK_CHUNK = {"half": 128, "tf32": 64, "ieee": 16, "double": 16}  # columns of a hidden layer multiplied at a time
@@ -150,8 +157,9 @@ def choose(rows: int, cols: int, depth: int, *operands: Tensor, table: dict[tupl
 
 def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
     """The tile of `decoder_mse`; `depth` is all of K."""
-    kind = product(operands[0].dtype)
-    tile = DECODER_TILES.get((family() if aligned(*operands) else "unaligned", kind), DECODER_SMALL[kind])
+    kind, gpu = product(operands[0].dtype), family()
+    rows_are = gpu if aligned(*operands) else f"unaligned {gpu}"
+    tile = DECODER_TILES.get((rows_are, kind)) or DECODER_TILES.get((rows_are.split()[0], kind), DECODER_SMALL[kind])
     return _filling(rows, tile, DECODER_SMALL[kind]).clipped(rows, cols, depth)
 
 
