@@ -7,7 +7,7 @@ READY  := $(VENV)/.ready
 .PHONY: help setup demo test lint format clean
 help:
 	@echo "make demo    train the MNIST autoencoder beside plain PyTorch; results in runs/demo"
-	@echo "make test    run the tests (no GPU needed)"
+	@echo "make test    run the tests, and fastae verify --quick (no GPU needed)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code the way 'make lint' wants it"
 	@echo "make clean   remove the environment and caches"
@@ -25,6 +25,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+	$(BIN)/fastae verify --quick
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -219,8 +219,9 @@ def verify(parts: tuple[str, ...], quick: bool, seed: int | None, target: str | 
     from fastae.verify.findings import PARTS
 
     seed = secrets.randbelow(2**31) if seed is None else seed
-    chosen = tuple(part for part in PARTS if part in parts or not parts)
     targets = tuple(part.strip() for part in target.split(",")) if target else ()
+    every = PARTS if not targets or any(t.startswith("sm_") for t in targets) else PARTS[:2]  # only PTX is executed
+    chosen = tuple(part for part in PARTS if part in (parts or every))
     return verify(Options(chosen, quick, seed, targets, only, device), json_file, show_all)
 
 

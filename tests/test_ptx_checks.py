@@ -300,6 +300,15 @@ def test_undefined_results() -> None:
     )
 
 
+def test_diverged_lanes_meet_again_at_a_shuffle() -> None:
+    """Half a warp gets there first, by a shorter way; the other half comes from further down."""
+    passes(
+        "setp.lt.u32 %p1, %r70, 16; @%p1 bra $A; $B: shfl.sync.idx.b32 %r2, %r70, 20, 31, -1; bra $E;"
+        "$A: mov.u32 %r3, 1; bra $B; $E: mov.u32 %r4, 0;",
+        threads=32,
+    )
+
+
 def test_errors_name_the_block() -> None:
     body = "mov.u32 %r1, %ctaid.x; mad.wide.u32 %d1, %r1, 64, %d30; ld.global.b32 %r2, [%d1];"
     with pytest.raises(OutOfBoundsError, match="block 4, warp 0, lane 0"):

@@ -13,9 +13,9 @@ from fastae_kernels import tiles
 from fastae_kernels.activations import PAIRS
 from fastae_kernels.tile_ops import dot_tile, narrow, offsets, sum_rows, tile_of, workspace
 
-# `linear_wgrad` splits the rows until it has about this many programs: two for each SM of an A100, H100 or MI300.
+# `linear_wgrad` splits the rows until it has about this many programs: one for each SM of an A100 or H100.
 # A constant rather than the SM count at hand, so that the same shapes give the same bits on every device.
-SPLIT_PROGRAMS = 256
+SPLIT_PROGRAMS = 128
 SPLIT_ROWS = 512  # a split has at least this many rows; fewer cost more in partials than they fill
 
 
@@ -202,7 +202,7 @@ def linear_wgrad(
         if db is not None:
             linear_wgrad(dp, dp.new_zeros((M, 1)), True, scale, (dp.new_empty((N, 1)), db))
         return dw, db
-    tile = tiles.choose(N, K, M, dp, x)
+    tile = tiles.choose(N, K, M, dp, x, table=tiles.WGRAD_TILES)
     programs = triton.cdiv(N, tile.rows) * triton.cdiv(K, tile.cols)
     splits, split_rows = split_rows_of(M, N, K)
     dw_out = dw if splits == 1 else workspace(dp, splits, N, K)
@@ -220,8 +220,11 @@ def linear_wgrad(
 
 
 def split_rows_of(M: int, N: int, K: int) -> tuple[int, int]:
-    """(splits, rows in each) of a weight gradient: from the shape alone, counted in tiles of 64 x 128."""
-    output_tiles = triton.cdiv(N, 64) * triton.cdiv(K, 128)
-    splits = max(1, min(SPLIT_PROGRAMS // max(output_tiles, 1), M // SPLIT_ROWS))
+    """(splits, rows in each) of a weight gradient: from the shape alone, counted in tiles of 64 x 64.
+
+    At most eight: beyond that a dw of fp32 partials moves more bytes than most batches.
+    """
+    output_tiles = triton.cdiv(N, 64) * triton.cdiv(K, 64)
+    splits = max(1, min(8, SPLIT_PROGRAMS // max(output_tiles, 1), M // SPLIT_ROWS))
     split_rows = triton.cdiv(triton.cdiv(max(M, 1), splits), 128) * 128  # whole reduction steps of every tile
     return triton.cdiv(max(M, 1), split_rows), split_rows

@@ -127,9 +127,9 @@ def _decoder_mse_kernel(
         w_ptrs = w_ptr + offs_n[:, None] * stride_wn + offs_k[None, :] * stride_wk
         w = operand(tl.load(w_ptrs, mask=mask_n[:, None] & mask_k[None, :], other=0.0))
         p = tl.dot(x, tl.trans(w), input_precision=PRECISION, out_dtype=ACC)
-        if b_ptr is not None:
-            p = plus_bias(p, tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC))
         mask = mask_m[:, None] & mask_n[None, :]
+        if b_ptr is not None:
+            p = plus_bias(p, tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC), mask)
         y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask, stride_tm, stride_tn, FORWARD, ACC)
         loss += row_sum_of_squares(error, mask)
         dy = error

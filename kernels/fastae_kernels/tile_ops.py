@@ -94,10 +94,13 @@ def dot_tile(
 
 
 @triton.jit
-def plus_bias(p, b):
-    """p [I, J] + b [J] for a p straight from tl.dot. Not p + b: Triton makes that b in the product's accumulator, which
-    LLVM then fills behind the wgmma.fence that has to come after (PTX ISA 8.6, wgmma.fence)."""
-    return tl.fma(p, tl.full(p.shape, 1.0, p.dtype), tl.broadcast_to(b[None, :], p.shape))
+def plus_bias(p, b, mask):
+    """p + b [J] inside the mask, b outside, for a p [I, J] straight from tl.dot.
+
+    Not p + b: Triton would start the product's accumulator from b, and LLVM fills that behind the wgmma.fence which has
+    to come after (PTX ISA 8.6, wgmma.fence).
+    """
+    return tl.where(mask, p, 0.0) + b[None, :]
 
 
 @triton.jit

@@ -59,7 +59,7 @@ TILES: dict[tuple[str, int], Tile] = {
     ("hopper", 4): Tile(64, 64, 32, 4, 3),
     ("hopper", 8): Tile(32, 32, 16, 4, 2),
     ("blackwell", 2): Tile(128, 128, 64, 8, 3),
-    ("blackwell", 4): Tile(64, 64, 32, 8, 3),  # with four warps IEEE products of 32 columns spilled
+    ("blackwell", 4): Tile(64, 64, 32, 4, 2),  # with three stages, or eight warps, IEEE products spilled
     ("blackwell", 8): Tile(32, 32, 16, 4, 2),
     ("amd", 2): Tile(64, 128, 32, 4, 2),
     ("amd", 4): Tile(64, 64, 32, 4, 2),
@@ -82,21 +82,31 @@ LOSS_TILES: dict[tuple[str, int], Tile] = TILES | {
     ("unaligned", 4): Tile(64, 32, 16, 4, 2),
 }
 
+# The tiles of `linear_wgrad`: small ones fill the device where large ones would need more splits of the rows, each of
+# which writes and reads a partial dw in fp32.
+WGRAD_TILES: dict[tuple[str, int], Tile] = TILES | {
+    ("ampere", 2): Tile(64, 64, 32, 4, 4),
+    ("hopper", 2): Tile(64, 64, 64, 4, 4),
+    ("blackwell", 2): Tile(64, 64, 64, 4, 4),
+}
+
 # `decoder_mse`: (family or unaligned, how a product is computed) -> rows, columns of the output per step; all of K.
 DECODER_TILES: dict[tuple[str, str], Tile] = {
     ("ampere", "half"): Tile(64, 64, 256, 8, 2),
     ("ampere", "tf32"): Tile(32, 32, 256, 8, 1),
     ("hopper", "half"): Tile(64, 64, 256, 8, 2),
     ("hopper", "tf32"): Tile(64, 16, 256, 8, 2),
+    ("hopper", "ieee"): Tile(16, 32, 256, 4, 2),  # 32 rows spilled hundreds of registers
     # One stage: with two, Triton 3.7.1 fences x once before the loop and the asynchronous copies of w not at all,
     # though tcgen05.mma reads both through another proxy (PTX ISA 8.6, fence.proxy.async).
     ("blackwell", "half"): Tile(64, 64, 256, 8, 1),
-    ("blackwell", "tf32"): Tile(64, 32, 256, 8, 2),
+    # tf32 on Blackwell keeps the small one: in 64 rows LLVM reads what tcgen05.ld brings before it has been waited for
     ("amd", "half"): Tile(32, 32, 256, 4, 1),
     ("amd", "tf32"): Tile(16, 32, 256, 4, 1),
     ("amd", "ieee"): Tile(32, 16, 256, 8, 1),
     ("unaligned", "half"): Tile(16, 32, 256, 8, 2),
     ("unaligned", "tf32"): Tile(16, 32, 256, 8, 2),
+    ("unaligned", "ieee"): Tile(32, 16, 256, 8, 1),
     ("unaligned amd", "tf32"): Tile(16, 16, 256, 8, 1),
 }
 
@@ -110,13 +120,14 @@ DECODER_SMALL: dict[str, Tile] = {
 # `stack_score`, in the same way: rows carried, columns of the last layer per step, columns of x per step of the first.
 STACK_TILES: dict[tuple[str, str], Tile] = {
     ("blackwell", "half"): Tile(64, 64, 64, 8, 3),
-    ("amd", "half"): Tile(32, 32, 64, 8, 1),
-    ("amd", "tf32"): Tile(16, 32, 64, 8, 1),
+    ("amd", "half"): Tile(32, 32, 64, 4, 1),
+    ("amd", "tf32"): Tile(16, 32, 64, 4, 1),
     ("amd", "ieee"): Tile(32, 16, 32, 4, 1),
-    # IEEE products of 16 rows spill on sm_80 in eight warps, those of 32 rows on the others
-    ("ampere", "ieee"): Tile(32, 16, 32, 8, 2),
+    # Smaller ones spill: tf32 with 32 columns; IEEE with 16 rows. On the other two 32 rows spill.
+    ("ampere", "tf32"): Tile(16, 64, 64, 8, 2),
+    ("ampere", "ieee"): Tile(32, 64, 32, 8, 2),
     ("hopper", "ieee"): Tile(16, 16, 32, 8, 2),
-    ("blackwell", "ieee"): Tile(16, 16, 32, 8, 2),
+    ("blackwell", "ieee"): Tile(16, 16, 16, 8, 2),
 }
 STACK_SMALL: dict[str, Tile] = {
     "half": Tile(32, 64, 64, 8, 3),

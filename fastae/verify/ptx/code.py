@@ -13,6 +13,8 @@ from fastae.verify.ptx.text import Program, parse
 assert instructions  # importing them fills the table
 
 _CONTROL = {"bra": "bra", "ret": "exit", "exit": "exit", "bar": "barrier", "barrier": "barrier"}
+# What lanes that have diverged wait at until the rest of their warp is there (PTX ISA 9.7.9.6, 9.7.14.5).
+_CONTROL |= dict.fromkeys(("shfl", "vote", "redux", "ldmatrix", "stmatrix", "mma", "wgmma", "tcgen05"), "converge")
 
 
 class Code:

@@ -36,6 +36,7 @@ class Fragment:
     whole: bool
     warps: int
     idle: bool = False  # found an mbarrier incomplete: others go first
+    parted: bool = False  # waits for the rest of a warp: others go first; if all wait, it is taken as it is
 
 
 class Machine:
@@ -200,7 +201,8 @@ class Machine:
                 self.pending.progressed = False
                 for other in fragments:
                     other.idle = False
-            fragment = fragments.pop(min(range(len(fragments)), key=lambda i: (fragments[i].idle, fragments[i].at)))
+            order = [(other.idle, other.parted, other.at) for other in fragments]
+            fragment = fragments.pop(order.index(min(order)))
             limit = min((other.at for other in fragments if other.at > fragment.at), default=_NEVER)
             if fragment.idle:
                 self.pending.spin()
@@ -227,6 +229,11 @@ class Machine:
                 part.idle = idle
                 break
         fragments.append(part)
+
+    @staticmethod
+    def _splits_a_warp(lanes: Array) -> bool:
+        of_warp = lanes.reshape(-1, WARP)
+        return bool((of_warp.any(1) != of_warp.all(1)).any())
 
     def _fragment(self, at: int, lanes: Array) -> Fragment:
         return Fragment(at, lanes, bool(lanes.all()), int(lanes.reshape(-1, WARP).any(1).sum()))
@@ -267,7 +274,11 @@ class Machine:
                     continue
             self.active, self.whole = active, all_active
             control = controls[at]
-            if control is None:
+            if control == "converge" and not (whole or alone or fragment.parted) and self._splits_a_warp(lanes):
+                counts[at] -= warps
+                return [Fragment(at, lanes, whole, warps, parted=True)], "split", executed
+            if control is None or control == "converge":
+                fragment.parted = False
                 steps[at](self)
                 at += 1
                 continue

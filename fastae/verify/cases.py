@@ -1,0 +1,244 @@
+"""Every op with every kind of argument: what a case is, the fixed grid of them, and how fresh ones are drawn."""
+
+from __future__ import annotations
+
+import itertools
+import random
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from fastae_kernels.reference import ACTIVATIONS
+from torch import Tensor
+
+from fastae.verify.inputs import FAR, VIEWS, Draw
+
+DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+# M, N, K: one, odd, one row or column, just past a tile of 32, several tiles each way
+SHAPES = ((3, 5, 7), (33, 1, 17), (70, 37, 96), (1, 33, 2), (5, 2, 65), (1, 1, 1))
+EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 4), (0, 3, 0), (3, 0, 0), (0, 0, 0))
+REDUCTIONS = ("mean", "sum", "none")
+
+Views = Callable[[str, Tensor], Tensor]
+Arguments = tuple[Any, ...]
+
+
+@dataclass(frozen=True)
+class Op:
+    """`build` makes the arguments of the launcher; `tensors` names those that may come as views, `far` the 2-D ones."""
+
+    build: Callable[[Case, Draw, Views], Arguments]
+    tensors: tuple[str, ...]
+    activated: bool = True
+    options: dict[str, tuple[Any, ...]] | None = None
+    floor_of_x: bool = False  # hidden rows are rounded to x's dtype on the way to an fp32 result
+
+
+@dataclass(frozen=True)
+class Case:
+    op: str
+    dtype: torch.dtype
+    shape: tuple[int, int, int]  # M, N, K
+    activation: str
+    options: tuple[tuple[str, Any], ...] = ()
+    views: tuple[tuple[str, str], ...] = ()  # argument -> one of VIEWS or FAR
+    seed: int = 0
+
+    def option(self, name: str) -> Any:
+        return dict(self.options)[name]
+
+    def describe(self) -> str:
+        M, N, K = self.shape
+        words = [f"M={M} N={N} K={K}"]
+        words += [f"{name}: {view}" for name, view in self.views if view != "contiguous"]
+        words += [name if value is True else f"{name}={value}" for name, value in self.options if value]
+        return ", ".join(words)
+
+    def arguments(self, device: str) -> Arguments:
+        """The same numbers each time; contiguous tensors too lie between NaN."""
+        chosen = dict(self.views)
+
+        def view(name: str, t: Tensor) -> Tensor:
+            return (VIEWS | FAR)[chosen.get(name, "contiguous")](t)
+
+        return OPS[self.op].build(self, Draw(self.seed, device, self.shape == (1, 1, 1)), view)
+
+
+def _if(condition: bool, t: Tensor | None) -> Tensor | None:
+    return t if condition else None
+
+
+def _viewed(view: Views, name: str, t: Tensor | None) -> Tensor | None:
+    return None if t is None else view(name, t)
+
+
+def _linear_act_fwd(case: Case, draw: Draw, view: Views) -> Arguments:
+    x, w, b = draw.layer(case.activation, *case.shape, case.dtype)
+    bias = _viewed(view, "b", _if(case.option("bias"), b))
+    return view("x", x), view("w", w), bias, case.activation, case.option("keep_p")
+
+
+def _act_bwd(case: Case, draw: Draw, view: Views) -> Arguments:
+    M, N, _ = case.shape
+    saved = _viewed(view, "saved", draw.saved(case.activation, M, N, case.dtype))
+    return view("dy", draw.normal(M, N, dtype=case.dtype)), saved, case.activation, case.option("db")
+
+
+def _linear_dgrad_act(case: Case, draw: Draw, view: Views) -> Arguments:
+    M, N, K = case.shape
+    dp, w = draw.normal(M, N, dtype=case.dtype), draw.normal(N, K, dtype=case.dtype)
+    saved = _viewed(view, "saved", draw.saved(case.activation, M, K, case.dtype))
+    return view("dp", dp), view("w", w), saved, case.activation
+
+
+def _linear_wgrad(case: Case, draw: Draw, view: Views) -> Arguments:
+    M, N, K = case.shape
+    dp, x = draw.normal(M, N, dtype=case.dtype), draw.normal(M, K, dtype=case.dtype)
+    scale = _if(case.option("scale"), draw.uniform(1, low=0.1, high=3)[0])
+    return view("dp", dp), view("x", x), case.option("db"), scale
+
+
+def _mse(case: Case, draw: Draw, view: Views) -> Arguments:
+    M, N, _ = case.shape
+    input, target = draw.normal(M, N, dtype=case.dtype), -draw.normal(M, N, dtype=case.dtype)
+    return view("input", input), view("target", target), case.option("reduction"), case.option("dinput")
+
+
+def _row_weight(case: Case, draw: Draw, view: Views) -> Tensor | None:
+    row_weight = draw.uniform(case.shape[0], low=0, high=3, dtype=case.dtype)
+    return _viewed(view, "row_weight", _if(case.option("row_weight"), row_weight))
+
+
+def _linear_act_mse(case: Case, draw: Draw, view: Views) -> Arguments:
+    x, w, b = draw.layer(case.activation, *case.shape, case.dtype)
+    target = -draw.normal(*case.shape[:2], dtype=case.dtype)
+    return (
+        view("x", x), view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), view("target", target),
+        case.activation, case.option("reduction"), _row_weight(case, draw, view), case.option("dp"), case.option("y"),
+    )  # fmt: skip
+
+
+def _decoder_mse(case: Case, draw: Draw, view: Views) -> Arguments:
+    M, N, K = case.shape
+    x, w, b = draw.layer(case.activation, M, N, K, case.dtype)
+    target, saved = -draw.normal(M, N, dtype=case.dtype), draw.saved(case.activation, M, K, case.dtype)
+    return (
+        view("x", x), view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), view("target", target),
+        case.activation, case.option("reduction"), _viewed(view, "saved", saved), case.activation,
+        _row_weight(case, draw, view),
+    )  # fmt: skip
+
+
+def _stack(case: Case, draw: Draw, view: Views) -> Arguments:
+    """K features through N, through K // 2, and for a score back to K; the activation is that of the second layer."""
+    M, N, K = case.shape
+    widths = [K, N, max(K // 2, 1), K] if case.op == "stack_score" else [K, N, max(K // 2, 1)]
+    names = ["tanh", case.activation, "identity"][: len(widths) - 1]
+    weights, biases = [], []
+    for name, (inside, outside) in zip(names, itertools.pairwise(widths), strict=True):
+        if name == "logit":  # tanh lies in (-1, 1): p in 0.7 -+ 0.2, if there is a bias
+            w = draw.uniform(outside, inside, low=-0.2, high=0.2, dtype=torch.float64) / max(inside, 1)
+            b = torch.full((outside,), 0.7, dtype=case.dtype, device=draw.device)
+        else:
+            w = draw.normal(outside, inside, dtype=torch.float64, scale=1.5 / max(inside, 1) ** 0.5)
+            b = draw.normal(outside, dtype=case.dtype)
+        weights.append(view("weights", w.to(case.dtype)))
+        biases.append(_viewed(view, "biases", _if(case.option("bias") or name == "logit", b)))
+    return view("x", draw.normal(M, K, dtype=case.dtype)), weights, biases, names
+
+
+_EITHER = (True, False)
+OPS: dict[str, Op] = {
+    "linear_act_fwd": Op(_linear_act_fwd, ("x", "w", "b"), options={"bias": _EITHER, "keep_p": _EITHER}),
+    "act_bwd": Op(_act_bwd, ("dy", "saved"), options={"db": _EITHER}),
+    "linear_dgrad_act": Op(_linear_dgrad_act, ("dp", "w", "saved")),
+    "linear_wgrad": Op(_linear_wgrad, ("dp", "x"), False, {"db": _EITHER, "scale": _EITHER}),
+    "mse": Op(_mse, ("input", "target"), False, {"reduction": REDUCTIONS[:2], "dinput": _EITHER}),
+    "linear_act_mse": Op(
+        _linear_act_mse, ("x", "w", "b", "target", "row_weight"),
+        options={"reduction": REDUCTIONS, "row_weight": _EITHER, "dp": _EITHER, "y": (False, True), "bias": _EITHER},
+    ),
+    "decoder_mse": Op(
+        _decoder_mse, ("x", "w", "b", "target", "saved", "row_weight"),
+        options={"reduction": REDUCTIONS, "row_weight": _EITHER, "bias": _EITHER},
+    ),
+    "stack_score": Op(_stack, ("x", "weights", "biases"), options={"bias": _EITHER}, floor_of_x=True),
+    "stack_encode": Op(_stack, ("x", "weights", "biases"), options={"bias": _EITHER}, floor_of_x=True),
+}  # fmt: skip
+_FLAT = ("b", "biases", "row_weight")  # 1-D: their views are those that one axis can have
+_LONG = {"linear_act_fwd": (9, 9, 20000), "linear_act_mse": (9, 9, 20000), "linear_dgrad_act": (9, 20000, 9)}
+_FLAT_VIEWS = ("unaligned", "strided", "expanded")
+
+
+def _combinations(op: Op) -> list[tuple[tuple[str, Any], ...]]:
+    options = op.options or {}
+    return [tuple(zip(options, values, strict=True)) for values in itertools.product(*options.values())]
+
+
+def _views_of(name: str) -> tuple[str, ...]:
+    """Not one number for all weights: a sum of equal terms rounds the same way every time, and from layer to layer."""
+    views = tuple(VIEWS)[1:]
+    return _FLAT_VIEWS if name in _FLAT else views[:-1] if name == "weights" else views
+
+
+def grid(name: str, quick: bool) -> Iterator[Case]:
+    """The same cases every time. All pairs of dtype and activation on every shape; shapes, views and options turn."""
+    op = OPS[name]
+    activations = tuple(ACTIVATIONS) if op.activated else ("identity",)
+    combinations = itertools.cycle(_combinations(op))
+    views = itertools.cycle([((argument, view),) for argument in op.tensors for view in _views_of(argument)])
+    shapes = itertools.cycle(SHAPES)
+    for dtype, activation in itertools.product(DTYPES, activations):
+        if quick and op.activated:
+            yield Case(name, dtype, next(shapes), activation, next(combinations))
+            continue
+        for shape in SHAPES:
+            yield Case(name, dtype, shape, activation, next(combinations))
+        yield Case(name, dtype, (35, 37, 33), activation, next(combinations), next(views))
+    for combination in _combinations(op)[:: 5 if quick else 1]:  # 5 is prime to their number: each value comes
+        yield Case(name, torch.float32, (35, 37, 33), activations[-2 % len(activations)], combination)
+    dtypes = itertools.cycle((torch.float32, torch.bfloat16))
+    for argument in op.tensors:
+        for view in _views_of(argument):
+            yield Case(name, next(dtypes), (35, 37, 33), _some(op), next(combinations), ((argument, view),))
+    for shape in EMPTY_SHAPES:
+        yield Case(name, torch.float32, shape, _some(op, "sigmoid"), next(combinations))
+    yield from _special(name)
+
+
+def _some(op: Op, activation: str = "gelu") -> str:
+    return activation if op.activated else "identity"
+
+
+def _special(name: str) -> Iterator[Case]:
+    """Offsets past 2^31; long sums; rows in splits; hidden layers as wide as the chip takes them."""
+    op = OPS[name]
+    if name in _LONG:  # in 600 steps: an accumulator of half precision drifts by more than it may
+        yield Case(name, torch.float16, _LONG[name], "relu", _combinations(op)[0])
+    for argument in (a for a in op.tensors if a not in (*_FLAT, "weights")):
+        for view, shape in itertools.product(FAR, ((3, 3, 3), (3, 3, 33), (33, 3, 3))):
+            yield Case(name, torch.float16, shape, _some(op), _combinations(op)[0], ((argument, view),))
+    if name == "linear_wgrad":
+        for M, combination in itertools.product((1025, 1300), _combinations(op)):
+            yield Case(name, torch.float16, (M, 5, 3), "identity", combination)
+    if name in ("decoder_mse", "stack_score", "stack_encode"):
+        width = (3, 256, 5) if name.startswith("stack") else (3, 5, 256)
+        yield Case(name, torch.bfloat16, width, "relu", _combinations(op)[0])
+
+
+def drawn(name: str, seed: int, count: int) -> Iterator[Case]:
+    """Fresh cases, the same for the same seed whatever else is run.
+
+    Every size is 9 or more: an error is measured against the largest of the results, and among a few of them sums that
+    happen to cancel leave nothing large.
+    """
+    op, chance = OPS[name], random.Random(f"{seed} {name}")
+    for _ in range(count):
+        M, N, K = (chance.choice((chance.randint(9, 40), chance.randint(9, 80))) for _ in range(3))
+        argument = chance.choice(op.tensors)
+        view = chance.choice(["contiguous", *_views_of(argument)])
+        yield Case(
+            name, chance.choice(DTYPES), (M, N, K), chance.choice(list(ACTIVATIONS)) if op.activated else "identity",
+            chance.choice(_combinations(op)), ((argument, view),), chance.randrange(2**31),
+        )  # fmt: skip

@@ -1,0 +1,189 @@
+"""The compilation of `fastae verify`: whole steps of named models, compiled for GPUs that are not there.
+
+`python -m fastae.verify.compilation` writes its findings to standard output. Registers, spills, tensor-core
+instructions and widths are read from the machine code that ptxas or LLVM made; which line an access belongs to, and
+whether it is asynchronous, from the PTX or amdgcn text before it.
+"""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+import torch
+from fastae_kernels import tiles
+
+from fastae.verify import budgets
+from fastae.verify.accesses import Access, accesses
+from fastae.verify.driver import TARGETS, Launch, Recorder, on_target
+from fastae.verify.findings import Finding, announce, emit, named
+from fastae.verify.models import MODELS, PRECISIONS, Model, build, score_and_encode, training_step, triton_in
+from fastae.verify.resources import Resources
+from fastae.verify.workers import in_children, options
+
+QUICK = ("mnist", 8192, "bfloat16")
+# fp16 has the tiles and rows of bf16, and its code differs in the type of an instruction: fewer models show that.
+FLOAT16 = (("mnist", 8192), ("tabular", 4096), ("odd", 333))
+
+
+@dataclass
+class Compiled:
+    """One specialisation of a kernel, and the steps that launch it."""
+
+    launch: Launch
+    target: str
+    precision: str
+    model: str
+    steps: list[str] = field(default_factory=list)
+
+    @property
+    def aligned(self) -> bool:
+        """Whether the rows of all matrices are multiples of 16 bytes."""
+        matrices = [t for t in self.launch.tensors.values() if t.dim() == 2]
+        return all(tiles.aligned(t) for t in matrices)
+
+    @property
+    def resources(self) -> Resources:
+        return self.launch.kernel.resources
+
+    @property
+    def text(self) -> str:
+        return self.launch.kernel.text("ptx" if self.target.startswith("sm_") else "amdgcn")
+
+
+def compiled(model: Model, batch: int, precision: str, target: str) -> Iterator[Compiled]:
+    """Each launch of a training step, of scoring and of encoding."""
+    kind = PRECISIONS[precision]
+    with triton_in(kind), on_target(target, recorder := Recorder()):
+        network = build(model.features, kind)
+        x = torch.empty(batch, model.features[0], dtype=kind.dtype)
+        training_step(network, batch)(x)
+        trained = len(recorder.launches)
+        score_and_encode(network, x)
+    for number, launch in enumerate(recorder.launches):
+        step = "train" if number < trained else "score"
+        yield Compiled(launch, target, precision, model.name, [f"{model.name} x {batch} {step}"])
+
+
+def problems(found: Compiled) -> Iterator[tuple[str, str]]:
+    """(budget, what was found instead) of every budget that does not hold."""
+    r = found.resources
+    if r.spills or r.local_bytes:
+        yield "spills", f"{r.spill_stores} stores and {r.spill_loads} loads, {r.local_bytes} bytes of local memory"
+    most = budgets.DEVICES[found.target].block_shared_bytes
+    if r.shared_bytes > most:
+        yield "shared memory", f"{r.shared_bytes} bytes; a block has {most}"
+    warps = resident(found)
+    if warps < budgets.WARPS:
+        yield "resident warps", f"{warps}; at least {budgets.WARPS}"
+    moves = accesses(found.text)
+    operands = [move for move in moves if move.operand]
+    if operands and found.precision != "float32" and not r.tensor_core:
+        yield "tensor cores", "none used"
+    if not found.aligned:
+        return  # neither copies nor stores of such rows can be wide
+    yield from _operand_problems(operands, found.target)
+    narrow = {move.pointer: move for move in moves if move.kind == "store" and move.width < budgets.WIDTH}
+    for pointer, move in narrow.items():
+        stored = found.launch.tensors.get(pointer)
+        lanes = TARGETS[found.target][0].warp_size
+        # A vector shorter than a warp of such stores is spread over the warp instead.
+        short = stored is not None and (stored.nbytes % budgets.WIDTH or stored.nbytes < lanes * budgets.WIDTH)
+        if pointer not in budgets.VECTORS and not short:
+            yield "wide stores", f"{move.width} bytes at once to {pointer}, {move.where}"
+
+
+def _operand_problems(operands: list[Access], target: str) -> Iterator[tuple[str, str]]:
+    late = [move for move in operands if move.kind == "load" and move.looped]
+    if late and target.startswith("sm_"):
+        yield "asynchronous copies", f"{late[0].where} loads in the loop and waits"
+    narrow = [move for move in operands if 0 < move.width < budgets.WIDTH]
+    if narrow:
+        yield "wide loads", f"{narrow[0].width} bytes at once, {narrow[0].where}"
+
+
+def resident(found: Compiled) -> int:
+    columns = re.findall(r"tcgen05\.alloc\S*\s+\[[^\]]*\],\s*(\d+)", found.text)
+    r = found.resources
+    shared = r.shared_bytes
+    return budgets.resident_warps(
+        found.target, r.registers, shared, found.launch.num_warps, sum(int(c) for c in columns)
+    )
+
+
+def finding(found: Compiled, used: set[budgets.Exempt]) -> Finding:
+    """One row: the figures, and the budgets that do not hold."""
+    r, launch = found.resources, found.launch
+    broken, excused = [], []
+    for budget, what in problems(found):
+        exempt = budgets.exempt(budget, launch.name, found.target, found.precision, found.model)
+        if exempt is None:
+            broken.append(f"{budget}: {what}")
+        else:
+            used.add(exempt)
+            excused.append(f"{budget}: {what}; not held to it: {exempt.reason}")
+    copies = sorted({move.width for move in accesses(found.text) if move.kind == "copy"})
+    figures = [
+        f"{r.registers} registers",
+        f"{r.spill_stores + r.spill_loads} spills",
+        f"{r.shared_bytes / 1024:.0f} KiB",
+        f"{resident(found)} warps",
+        " ".join(f"{name} x{times}" for name, times in r.tensor_core.items()) or "no tensor cores",
+        f"copies {copies} B" if copies else "no copies",
+        f"loads {sorted(r.load_widths)} B, stores {sorted(r.store_widths)} B",
+    ]
+    shape = found.steps[0] + (f" and {len(found.steps) - 1} more" if len(found.steps) > 1 else "")
+    limit = "budget, with exceptions" if excused else "budget" if found.aligned else "budget of unaligned rows"
+    detail = "; ".join([*broken, *excused])
+    return Finding(
+        "compile", launch.name, found.precision, shape, "relu", found.target, ", ".join(figures), limit, not broken,
+        detail,
+    )  # fmt: skip
+
+
+def run(target: str, quick: bool, only: str | None, used: set[budgets.Exempt]) -> None:
+    """Emit a finding for each kernel of each step; kernels that several steps share are read once."""
+    seen: dict[int, Compiled] = {}
+    reading: list[Future[Resources]] = []
+    with ThreadPoolExecutor(2) as pool:  # the disassembler is a process of its own
+        for precision in PRECISIONS:
+            for model, batch in ((m, batch) for m in MODELS for batch in m.batches):
+                if quick and (model.name, batch, precision) != QUICK:
+                    continue
+                if precision == "float16" and (model.name, batch) not in FLOAT16:
+                    continue
+                announce(model.name, f"compiling for {target} in {precision}, batch {batch}")
+                for one in compiled(model, batch, precision, target):
+                    if not named(one.launch.name, only):
+                        continue
+                    first = seen.setdefault(id(one.launch.kernel), one)
+                    if first is one:
+                        reading.append(pool.submit(lambda kernel: kernel.resources, one.launch.kernel))
+                    elif one.steps[0] not in first.steps:
+                        first.steps += one.steps
+    for read in reading:
+        read.result()
+    for one in seen.values():
+        emit(finding(one, used))
+
+
+def main() -> None:
+    given = options("fastae.verify.compilation", __doc__, tuple(TARGETS))
+    if len(given.target) != 1:
+        sys.exit(in_children("fastae.verify.compilation", given))
+    torch.set_num_threads(1)
+    (target,) = given.target
+    used: set[budgets.Exempt] = set()
+    run(target, given.quick, given.only, used)
+    if not given.quick and given.only is None:
+        for exempt in budgets.EXEMPT:
+            if target in exempt.targets and exempt not in used:
+                what = f"nothing on {target} needs the exception from {exempt.budget!r}; remove it from budgets.py"
+                emit(Finding("compile", exempt.kernel, "", "", "", target, "unused", "used", False, what))
+
+
+if __name__ == "__main__":
+    main()

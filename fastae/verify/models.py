@@ -1,0 +1,78 @@
+"""The models whose training and scoring steps are compiled, executed and counted: sizes that people train."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastae import _backend
+from fastae.autoencoder import DenseAutoencoder
+from fastae.train_step import TrainStep
+
+
+@dataclass(frozen=True)
+class Model:
+    """A `DenseAutoencoder` of these widths, and the batches it is trained with."""
+
+    name: str
+    features: tuple[int, ...]
+    batches: tuple[int, ...]
+
+
+MODELS = (
+    Model("mnist", (784, 256, 128), (256, 8192)),
+    Model("tabular", (30, 64, 32), (4096,)),
+    Model("wide", (1024, 512, 128), (16384,)),
+    Model("genes", (2000, 128, 10), (1024,)),
+    Model("odd", (785, 255, 31), (333,)),
+)
+
+
+@dataclass(frozen=True)
+class Precision:
+    dtype: torch.dtype
+    matmul: str = "highest"  # as in torch.set_float32_matmul_precision
+
+
+PRECISIONS = {
+    "bfloat16": Precision(torch.bfloat16),
+    "float16": Precision(torch.float16),
+    "tf32": Precision(torch.float32, "high"),
+    "float32": Precision(torch.float32),
+}
+
+
+@contextmanager
+def triton_in(precision: Precision) -> Iterator[None]:
+    """The Triton backend, with fp32 multiplied as `precision` says."""
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision(precision.matmul)
+    try:
+        with _backend.use_backend("triton"):
+            yield
+    finally:
+        torch.set_float32_matmul_precision(before)
+
+
+def build(features: tuple[int, ...], precision: Precision, activation: str = "relu") -> DenseAutoencoder:
+    return DenseAutoencoder(features, activation=activation, dtype=precision.dtype)
+
+
+def training_step(model: DenseAutoencoder, batch: int) -> TrainStep:
+    """A `TrainStep` that launches on a CPU what it would launch on a GPU."""
+    step = TrainStep(model, torch.optim.Adam(model.parameters(), fused=True), batch)
+    memory = step._memory
+    if memory.scale is None:  # on a CPU fp32 multiplies by 2 / n in a pass of its own, on a GPU in the kernels
+        memory.scale = torch.full((), memory.factor, dtype=memory.x.dtype)
+    return step
+
+
+def score_and_encode(model: DenseAutoencoder, x: Tensor) -> None:
+    """The launches of `score` and `encode`."""
+    with torch.no_grad():
+        model.score(x)
+        model.encode(x)

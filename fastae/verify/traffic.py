@@ -1,0 +1,182 @@
+"""The traffic of `fastae verify`: what each launch of a training step moves, counted as its compiled PTX is executed.
+
+`python -m fastae.verify.traffic` writes its findings to standard output. Of a large grid a sample of blocks is
+executed; a tensor that they read or write then counts whole, since each of these launches covers its tensors. Sectors,
+conflicts and instructions are the sample's.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from fastae.train_step import TrainStep
+from fastae.verify import budgets
+from fastae.verify.driver import Executor, Launch, on_target
+from fastae.verify.eager import Ran, distinct_bytes, eager_step, fewest_bytes
+from fastae.verify.findings import Finding, announce, emit, named
+from fastae.verify.models import MODELS, PRECISIONS, Model, build, training_step, triton_in
+from fastae.verify.ptx import Counters
+from fastae.verify.workers import in_children, options
+
+TARGETS = ("sm_80", "sm_90", "sm_100")
+BLOCKS = 3  # executed of each launch: the first, which may have more to do than others, one in the middle, the last
+LEDGER = ("mnist", 8192, "bfloat16")  # the step that is held to a share of eager's bytes
+
+
+@dataclass(frozen=True)
+class Moved:
+    """Of one launch."""
+
+    launch: Launch
+    counters: Counters
+    read: int  # distinct bytes of all blocks
+    written: int
+
+    @property
+    def sampled(self) -> bool:
+        return self.counters.blocks < self.counters.blocks_in_grid
+
+
+def sample(launch: Launch) -> Sequence[int]:
+    blocks = launch.blocks
+    return sorted({0, blocks // 2, blocks - 1}) if blocks > BLOCKS else range(blocks)
+
+
+def moved(launch: Launch, counters: Counters) -> Moved:
+    """Distinct bytes of the whole grid: of a sample's tensors, all."""
+    sizes: dict[str, int] = {}
+    for argument in launch.arguments:
+        if argument.tensor is not None:
+            sizes[f"{argument.name} (argument {argument.index})"] = distinct_bytes(argument.tensor)
+    read = written = 0
+    for name, traffic in counters.tensors.items():
+        # Arguments that share memory are one allocation, "a (argument 1) and b (argument 2)".
+        size = max((n for one, n in sizes.items() if one in name.split(" and ")), default=0)
+        whole = counters.blocks < counters.blocks_in_grid
+        read += size if whole and traffic.bytes_read else traffic.bytes_read
+        written += size if whole and traffic.bytes_written else traffic.bytes_written
+    return Moved(launch, counters, read, written)
+
+
+def training_traffic(
+    model: Model, batch: int, precision: str, target: str
+) -> tuple[list[Moved], Ran, Tensor, TrainStep]:
+    """The launches of a step, the optimizer's ops, and what it ran on."""
+    kind = PRECISIONS[precision]
+    torch.manual_seed(0)
+    network = build(model.features, kind)
+    x = torch.randn(batch, model.features[0]).to(kind.dtype)
+    executor = Executor(count=True, sample=sample)
+    with triton_in(kind), on_target(target, executor):
+        step = training_step(network, batch)
+        step(x)
+    with Ran() as optimizer:
+        step._apply()  # not the first, which makes the optimizer's state
+    launches = [moved(launch, counters) for launch, counters in zip(executor.launches, executor.counters, strict=True)]
+    return launches, optimizer, x, step
+
+
+def run(target: str, quick: bool, only: str | None) -> None:
+    """Emit a finding for each launch of each step, and the ledger of each step."""
+    for model, batch, precision in _steps(quick):
+        announce(model.name, f"traffic on {target} in {precision}, batch {batch}")
+        launches, optimizer, x, step = training_traffic(model, batch, precision, target)
+        where = f"{model.name} x {batch}"
+        for found in launches:
+            if named(found.launch.name, only):
+                emit(_launch_finding(found, where, precision, target))
+        if only is None:
+            for finding in _ledger(launches, optimizer, x, step, (model.name, batch, precision), target):
+                emit(finding)
+
+
+def _steps(quick: bool) -> list[tuple[Model, int, str]]:
+    if quick:
+        return [(MODELS[0], 8192, "bfloat16")]
+    chosen = [(model, batch, "bfloat16") for model in MODELS for batch in model.batches]
+    return [*chosen, (MODELS[0], 8192, "tf32"), (MODELS[0], 256, "float32")]
+
+
+def _launch_finding(found: Moved, where: str, precision: str, target: str) -> Finding:
+    c = found.counters
+    sectors = (c.sectors_read + c.sectors_written) / max(c.requests, 1)
+    tensor_core = sum(c.tensor_core_ops.values())
+    figures = [
+        f"reads {_mb(found.read)}, writes {_mb(found.written)}",
+        f"{sectors:.1f} sectors a request, {c.sector_use:.0%} of them used",
+        f"{c.bank_conflicts} bank conflicts in {c.shared_requests} requests",
+        f"{tensor_core} tensor-core ops, {c.instructions} instructions",
+        f"{c.blocks} of {c.blocks_in_grid} blocks executed" if found.sampled else f"all {c.blocks} blocks",
+    ]
+    low = c.sector_use < budgets.SECTOR_USE
+    exempt = budgets.exempt("sectors", found.launch.name, target, precision, where.split()[0])
+    detail = f"sectors: {c.sector_use:.0%} of their bytes used" if low else ""
+    if low and exempt:
+        detail += f"; not held to it: {exempt.reason}"
+    return Finding(
+        "traffic", found.launch.name, precision, where, "relu", target, ", ".join(figures),
+        f"{budgets.SECTOR_USE:.0%} of sectors", not low or exempt is not None, detail,
+    )  # fmt: skip
+
+
+def _ledger(
+    launches: list[Moved], optimizer: Ran, x: Tensor, step: TrainStep, key: tuple[str, int, str], target: str
+) -> list[Finding]:
+    """Launches and bytes of a step beside eager PyTorch's, and beside the fewest possible."""
+    name, batch, precision = key
+    network = step.model
+    ran = eager_step(network, x)
+    layers = len(network.encoder) + len(network.decoder)
+    decoder = any(found.launch.name == "_decoder_mse_kernel" for found in launches)
+    sums = sum(found.launch.name == "_sum_rows_kernel" for found in launches)
+    most, own = 3 * layers - decoder, len(launches)
+    split = max(0, sums - 1)
+    updates = sum(optimizer.launches.values())
+    total, eager = sum(found.read + found.written for found in launches), ran.bytes_moved
+    share = total / max(eager, 1)
+    held = key == LEDGER
+
+    def row(what: str, figure: str, limit: str, ok: bool, detail: str = "") -> Finding:
+        return Finding("traffic", what, precision, f"{name} x {batch}", "relu", target, figure, limit, ok, detail)
+
+    sampled = ", from a sample of blocks" if any(found.sampled for found in launches) else ""
+    return [
+        row(
+            "launches of a step", f"{own}; eager {sum(ran.launches.values())}",
+            f"{most}" + (f" and {split} sums" if split else ""), own - split <= most,
+            budgets.SPLIT_SUMS if split else "",
+        ),
+        row(
+            "launches of the optimizer", f"{updates}", f"{budgets.OPTIMIZER_LAUNCHES}",
+            updates <= budgets.OPTIMIZER_LAUNCHES, "counted as the ops of a fused Adam on a CPU",
+        ),
+        row(
+            "bytes of a step",
+            f"{_mb(total)}, {share:.2f} of eager's {_mb(eager)}; fewest {_mb(fewest_bytes(network, x))}",
+            f"{budgets.SHARE_OF_EAGER} of eager's" if held else "", not held or share <= budgets.SHARE_OF_EAGER,
+            f"distinct bytes of each launch{sampled}",
+        ),
+    ]  # fmt: skip
+
+
+def _mb(count: int) -> str:
+    return f"{count / 1e6:.1f} MB" if count >= 1e5 else f"{count / 1e3:.1f} kB"
+
+
+def main() -> None:
+    given = options("fastae.verify.traffic", __doc__, TARGETS)
+    if given.quick and len(given.target) > 1:
+        given.target = [target for target in given.target if target == "sm_90"] or given.target[:1]
+    if len(given.target) != 1:
+        sys.exit(in_children("fastae.verify.traffic", given))
+    torch.set_num_threads(1)
+    run(given.target[0], given.quick, given.only)
+
+
+if __name__ == "__main__":
+    main()
