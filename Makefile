@@ -25,7 +25,7 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
-	$(BIN)/fastae verify --quick
+	$(BIN)/fastae verify --quick --seed 0
 
 lint: $(READY)
 	$(BIN)/ruff check .

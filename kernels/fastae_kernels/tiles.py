@@ -96,13 +96,13 @@ DECODER_TILES: dict[tuple[str, str], Tile] = {
     ("ampere", "tf32"): Tile(32, 32, 256, 8, 1),
     ("hopper", "half"): Tile(64, 64, 256, 8, 2),
     ("hopper", "tf32"): Tile(64, 16, 256, 8, 2),
-    ("hopper", "ieee"): Tile(16, 32, 256, 4, 2),  # 32 rows spilled hundreds of registers
+    ("hopper", "ieee"): Tile(32, 16, 256, 8, 2),  # with four warps hundreds of registers spilled
     # One stage: with two, Triton 3.7.1 fences x once before the loop and the asynchronous copies of w not at all,
     # though tcgen05.mma reads both through another proxy (PTX ISA 8.6, fence.proxy.async).
     ("blackwell", "half"): Tile(64, 64, 256, 8, 1),
     # tf32 on Blackwell keeps the small one: in 64 rows LLVM reads what tcgen05.ld brings before it has been waited for
     ("amd", "half"): Tile(32, 32, 256, 4, 1),
-    ("amd", "tf32"): Tile(16, 32, 256, 4, 1),
+    ("amd", "tf32"): Tile(16, 32, 256, 8, 1),
     ("amd", "ieee"): Tile(32, 16, 256, 8, 1),
     ("unaligned", "half"): Tile(16, 32, 256, 8, 2),
     ("unaligned", "tf32"): Tile(16, 32, 256, 8, 2),
