@@ -101,6 +101,7 @@ from fastae_kernels import linear_act
 from fastae.verify.driver import Executor, Recorder, execute, on_target, TARGETS
 import triton
 
+torch.manual_seed(0)
 x, w, b = (torch.randn(*s).bfloat16() for s in ((64, 128), (128, 128), (128,)))
 seen = {}
 for target in TARGETS:
@@ -135,7 +136,8 @@ assert traffic["x_ptr"].bytes_read == 64 * 128 * 2 and traffic["y_ptr"].bytes_wr
 assert traffic["w_ptr"].bytes_read == 128 * 128 * 2 and traffic["b_ptr"].bytes_read == 256, traffic
 assert counters.tensor_core_flops == 2 * 64 * 128 * 128, counters
 assert counters.sector_use == 1.0 and counters.load_widths[16] > 0, counters
-assert torch.equal(y, torch.relu(torch.nn.functional.linear(x, w, b)))
+# Both round a sum of 128 products in fp32 once, but add in another order: neighbours in bf16 at most.
+torch.testing.assert_close(y, torch.relu(torch.nn.functional.linear(x, w, b)), rtol=2**-7, atol=1e-3)
 for wrong in (lambda: execute(seen["gfx942"]), lambda: on_target("sm_70", None).__enter__()):
     try:
         wrong()
