@@ -18,8 +18,10 @@ class TrainStep:
     """One step of training a `DenseAutoencoder` by its mean squared error.
 
     Calling it does what `loss(x).backward(); optimizer.step()` does, on memory that it allocates once: no graph of
-    autograd, no allocation of its own and no wait for the device. On a CUDA device the step is captured as a graph and
-    replayed. The model's parameters, their `.grad` and the optimizer's state stay what they are for everyone else.
+    autograd and no wait for the device. Allocated anew are the results that oneDNN returns for large products on a CPU,
+    and scratch there where the output has an activation or the step is in half precision. On a CUDA device the step is
+    captured as a graph and replayed. The model's parameters, their `.grad` and the optimizer's state stay what they are
+    for everyone else.
 
         step = fastae.TrainStep(ae, torch.optim.Adam(ae.parameters(), fused=True), batch_size=256)
         for epoch in range(10):

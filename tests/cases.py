@@ -1,11 +1,10 @@
 """What the kernel tests have in common: dtypes, hostile shapes, awkward views, sensible numbers for each activation."""
 
-from collections.abc import Callable
-
 import torch
-import torch.nn.functional as F
 from fastae_kernels.reference import ACTIVATIONS as TABLE
 from torch import Tensor
+
+from fastae.verify.inputs import EAGER as EAGER  # the activations as a user writes them in PyTorch
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ACTIVATIONS = tuple(TABLE)
@@ -13,22 +12,6 @@ ACTIVATIONS = tuple(TABLE)
 # M, N, K: one, odd, one row or column, just past a tile of 32, several tiles each way
 SHAPES = ((1, 1, 1), (3, 5, 7), (1, 33, 2), (33, 1, 17), (5, 2, 65), (70, 37, 96))
 EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 4), (0, 3, 0), (3, 0, 0), (0, 0, 0))
-
-# The activations as a user writes them in PyTorch; independent of fastae_kernels.
-EAGER: dict[str, Callable[[Tensor], Tensor]] = {
-    "identity": lambda p: p,
-    "relu": F.relu,
-    "leaky_relu": F.leaky_relu,
-    "elu": F.elu,
-    "gelu": F.gelu,
-    "gelu_tanh": lambda p: F.gelu(p, approximate="tanh"),
-    "silu": F.silu,
-    "sigmoid": torch.sigmoid,
-    "tanh": torch.tanh,
-    "softplus": F.softplus,
-    # ATen rounds 1 - eps to 1 in half precision, which gives inf
-    "logit": lambda p: torch.logit(p.float() if p.dtype.itemsize == 2 else p, 1e-6).to(p.dtype),
-}
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
