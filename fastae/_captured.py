@@ -14,13 +14,13 @@ WARM_UP = 3  # real steps: libraries make their workspaces, optimizers their sta
 class Captured:
     """Calls `compute` and `update`, the same work on the same memory every time, through a graph.
 
-    An optimizer that is not `capturable` updates outside it.
+    An optimizer that is not `capturable` updates outside it, and so does every one if `whole` is False.
     """
 
     def __init__(
-        self, compute: Callable[[], Tensor], update: Callable[[], None], optimizer: torch.optim.Optimizer
+        self, compute: Callable[[], Tensor], update: Callable[[], None], optimizer: torch.optim.Optimizer, whole: bool
     ) -> None:
-        self.compute, self.update, self.optimizer = compute, update, optimizer
+        self.compute, self.update, self.optimizer, self.whole = compute, update, optimizer, whole
         self.graph: torch.cuda.CUDAGraph | None = None
         self.loss = torch.empty(0)
         self.settings: list[dict[str, Any]] = []
@@ -28,7 +28,7 @@ class Captured:
 
     def __call__(self) -> Tensor:
         groups = self.optimizer.param_groups
-        inside = all(group.get("capturable", False) for group in groups)
+        inside = self.whole and all(group.get("capturable", False) for group in groups)
         settings = [{k: v for k, v in group.items() if k != "params"} for group in groups] if inside else []
         if settings != self.settings:  # numbers such as the learning rate are part of a graph
             self.graph, self.settings, self.warm = None, settings, min(self.warm, WARM_UP - 1)

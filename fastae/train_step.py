@@ -5,11 +5,13 @@ from __future__ import annotations
 import operator
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastae import _schedule
 from fastae._captured import Captured
 from fastae._layers import Lowered, layers_of, why_not_plain
+from fastae._ranks import Mean
 from fastae._update import update_of
 from fastae.autoencoder import DenseAutoencoder
 
@@ -36,6 +38,8 @@ class TrainStep:
         batch_size: the most rows of a step; fewer, as in an epoch's last, are fine.
         precision: None computes in the parameters' dtype; "bfloat16" in bf16 with fp32 parameters, whose bf16 copy is
             made once per step.
+        group: processes that take every step together, torch.distributed.group.WORLD say: each calls with rows of its
+            own, or none, and has the loss, the gradients and the update of all their rows, after one all-reduce.
 
     Raises ValueError for a model whose training cannot be written as this one schedule (its own `loss` or `forward`,
     hooks, parametrizations, tensor subclasses), saying what it is; train such a model with `loss(x).backward()`.
@@ -47,6 +51,7 @@ class TrainStep:
         optimizer: torch.optim.Optimizer,
         batch_size: int,
         precision: str | None = None,
+        group: dist.ProcessGroup | None = None,
     ) -> None:
         if reason := why_not(model):
             raise ValueError(f"TrainStep: model must be a plain DenseAutoencoder; {reason}")
@@ -67,13 +72,16 @@ class TrainStep:
                 "TrainStep: optimizer must be over the model's parameters; got one that holds none of them"
             )
         self._update = update_of(optimizer, self._layers.trainable)
+        self._mean = None if group is None else Mean(self._layers.trainable, group)
         self._memory = _Memory(self._layers, self.batch_size)
         self._slices: dict[int, _Memory] = {self.batch_size: self._memory}
         self._total = torch.zeros((), dtype=torch.float64, device=self._memory.x.device)
-        self._rows = 0
+        self._rows: int | Tensor = 0
         self._below = any(any(need) for need in self._layers.needs[:-1])
         cuda = self._memory.x.device.type == "cuda"
-        self._captured = Captured(lambda: self._compute(self._memory), self._apply, optimizer) if cuda else None
+        self._captured = None
+        if cuda:  # with a group the all-reduce stands between the graph and the update
+            self._captured = Captured(lambda: self._compute(self._memory), self._apply, optimizer, group is None)
 
     def __call__(self, x: Tensor, rows: Tensor | None = None, target: Tensor | None = None) -> Tensor:
         """Take one step on x [M, features], or on x[rows], and return its loss: [], fp32 (fp64 for fp64).
@@ -86,6 +94,13 @@ class TrainStep:
         The loss is that before the update. On CUDA its memory is reused: read or copy it before the next call.
         """
         count = len(x) if rows is None else len(rows)
+        if self._mean is not None and count == 0:
+            gradients = [grad for grad in self._mean.of_others() if grad is not None]
+            if not gradients:
+                raise ValueError("TrainStep: a step must have at least one row in the group; got none on any process")
+            self._update(gradients)
+            return self._counted(self._mean.loss, 0)
+        self._count = count
         memory = self._slices.get(count)
         if memory is None or x.dim() != 2 or x.shape[1] != memory.x.shape[1] or x.device != memory.x.device:
             memory = self._slice(count, x)
@@ -102,16 +117,25 @@ class TrainStep:
                 loss = self._captured()
             else:
                 loss = self._run(memory)
-            self._total.add_(loss, alpha=count)
-        self._rows += count
-        return loss
+            return self._counted(loss, count)
 
     def mean_loss(self) -> float:
         """The mean loss over all rows since the last call of this method; the one wait for the device. NaN for none."""
-        mean = self._total.item() / self._rows if self._rows else float("nan")
+        rows = int(self._rows)
+        mean = self._total.item() / rows if rows else float("nan")
         self._total.zero_()
         self._rows = 0
         return mean
+
+    def _counted(self, loss: Tensor, count: int) -> Tensor:
+        """The loss of the step, in a group that of all processes, after adding it to those `mean_loss` is asked for."""
+        if self._mean is None:
+            self._total.add_(loss, alpha=count)
+            self._rows = self._rows + count
+            return loss
+        self._total.add_(self._mean.loss * self._mean.rows)
+        self._rows = self._rows + self._mean.rows
+        return self._mean.loss.clone()
 
     def _run(self, memory: _Memory) -> Tensor:
         loss = self._compute(memory)
@@ -130,10 +154,14 @@ class TrainStep:
             done.dp.mul_(memory.factor)
         _, grads = _schedule.backward(done, layers.weights, layers.plan, memory.buffers, layers.needs, memory.scale)
         self._gradients = layers.publish(grads)
+        self._loss = done.loss
         return done.loss
 
     def _apply(self) -> None:
-        self._update(self._gradients)
+        gradients = self._gradients
+        if self._mean is not None:
+            gradients = [grad for grad in self._mean(self._loss, gradients, self._count) if grad is not None]
+        self._update(gradients)
 
     def _slice(self, count: int, x: Tensor) -> _Memory:
         features = self._memory.x.shape[1]

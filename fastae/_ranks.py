@@ -1,0 +1,111 @@
+"""Several processes that train one model: who this one is, its share of the rows, and means over all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+T = TypeVar("T")
+
+
+class Ranks:
+    """The processes of torch.distributed's default group, or this one alone where none is initialised."""
+
+    def __init__(self) -> None:
+        several = dist.is_available() and dist.is_initialized()
+        self.rank, self.size = (dist.get_rank(), dist.get_world_size()) if several else (0, 1)
+
+    @property
+    def group(self) -> dist.ProcessGroup | None:
+        """The group, or None for a process alone."""
+        return dist.group.WORLD if self.size > 1 else None
+
+    def share(self, rows: Tensor) -> Tensor:
+        """This rank's part of `rows`, which are the same on every rank; sizes differ by one at most, down to none."""
+        return rows if self.size == 1 else rows.tensor_split(self.size)[self.rank]
+
+    def sum(self, t: Tensor) -> Tensor:
+        """t summed over the ranks, in place; every rank gets the same bits."""
+        if self.size > 1:
+            dist.all_reduce(t)
+        return t
+
+    def first(self, function: Callable[[], T]) -> T:
+        """What `function` returns on rank 0, which alone runs it, on every rank; an exception is raised on each."""
+        if self.size == 1:
+            return function()
+        outcome: list[Any] = [None, None]
+        if self.rank == 0:
+            try:
+                outcome[0] = function()
+            except Exception as error:  # the others wait for it: without it they would hang
+                outcome[1] = error
+        dist.broadcast_object_list(outcome)
+        if outcome[1] is not None:
+            raise outcome[1]
+        return outcome[0]
+
+    def all(self, value: T) -> list[T]:
+        """The value of each rank, in their order, on every rank."""
+        values: list[Any] = [value] * self.size
+        if self.size > 1:
+            dist.all_gather_object(values, value)
+        return values
+
+
+class Mean:
+    """The mean of loss and gradients over all rows of a group of processes, in one all-reduce.
+
+    Each process weighs by its rows. `DistributedDataParallel` weighs all the same, which is another mean where a batch
+    does not divide by their number, and asks every process for a row.
+    """
+
+    def __init__(self, parameters: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+        self.parameters, self.group = parameters, group
+        dtype = torch.promote_types(parameters[0].dtype, torch.float32)
+        sizes = [p.numel() for p in parameters]
+        # gradients, for each parameter whether it has one, the loss, and 1: times this process's rows, those rows
+        self._memory = torch.zeros(sum(sizes) + len(sizes) + 2, dtype=dtype, device=parameters[0].device)
+        *parts, self._present, _, _ = self._memory.split([*sizes, len(sizes), 1, 1])
+        self._gradients = [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
+        self.loss = self._memory[-2]
+        self.rows = torch.zeros((), dtype=torch.float64, device=self._memory.device)
+
+    def __call__(self, loss: Tensor, gradients: Sequence[Tensor | None], rows: int) -> list[Tensor | None]:
+        """The mean gradients, also put into `.grad`, None where no process has one; sets `loss` and `rows`.
+
+        loss, gradients: the means over this process's `rows` rows, at least one.
+        """
+        with torch.no_grad():
+            for place, grad in enumerate(gradients):
+                if grad is None:
+                    self._gradients[place].zero_()
+                else:
+                    self._gradients[place].copy_(grad)
+                self._present[place] = grad is not None
+            self._memory[-2], self._memory[-1] = loss, 1
+            self._memory.mul_(rows)
+            self._reduce()
+        return [self._publish(place, grad is not None) for place, grad in enumerate(gradients)]
+
+    def of_others(self) -> list[Tensor | None]:
+        """The same for a process that has no rows."""
+        with torch.no_grad():
+            self._memory.zero_()
+            self._reduce()
+        return [self._publish(place, False) for place in range(len(self.parameters))]
+
+    def _reduce(self) -> None:
+        dist.all_reduce(self._memory, group=self.group)
+        self.rows.copy_(self._memory[-1])
+        self._memory.div_(self.rows.clamp(min=1))
+
+    def _publish(self, place: int, present: bool) -> Tensor | None:
+        p = self.parameters[place]
+        # only a gradient that this process lacks, and another may have, makes the host wait for the device
+        p.grad = self._gradients[place].to(p.dtype) if present or self._present[place] > 0 else None
+        return p.grad
