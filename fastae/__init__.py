@@ -7,6 +7,7 @@ from fastae.history import History
 from fastae.linear_act import LinearAct, linear_act
 from fastae.linear_act_mse import linear_act_mse
 from fastae.mse_loss import MSELoss, mse_loss
+from fastae.patch import PatchReport, patch, unpatch
 from fastae.persistence import load
 from fastae.run import Callback
 from fastae.scaling import Scaler
@@ -21,6 +22,7 @@ __all__ = [
     "History",
     "LinearAct",
     "MSELoss",
+    "PatchReport",
     "Scaler",
     "TrainStep",
     "get_backend",
@@ -28,6 +30,8 @@ __all__ = [
     "linear_act_mse",
     "load",
     "mse_loss",
+    "patch",
     "set_backend",
+    "unpatch",
     "use_backend",
 ]
