@@ -3,6 +3,7 @@
 from fastae._backend import get_backend, set_backend, use_backend
 from fastae.autoencoder import DenseAutoencoder
 from fastae.callbacks import Checkpoint, EarlyStopping
+from fastae.explain import explain
 from fastae.history import History
 from fastae.linear_act import LinearAct, linear_act
 from fastae.linear_act_mse import linear_act_mse
@@ -25,6 +26,7 @@ __all__ = [
     "PatchReport",
     "Scaler",
     "TrainStep",
+    "explain",
     "get_backend",
     "linear_act",
     "linear_act_mse",

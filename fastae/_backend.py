@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from importlib import import_module
 from importlib.util import find_spec
@@ -39,6 +40,10 @@ KERNELS = {
 # fp32 is missing on purpose: without tensor cores the GEMM decides, and cuBLAS is ahead; fp64 exists for gradient
 # checks.
 AUTO_MAX_FEATURES = {torch.float16: 2048, torch.bfloat16: 2048}
+_MOST = max(AUTO_MAX_FEATURES.values())
+FUSION_PAYS = f"half precision, at most {_MOST} in_features: what fusion saves outweighs a slower product (a model)"
+TOO_WIDE = f"more than {_MOST} in_features: a slower product outweighs what fusion saves (a model)"
+NOT_HALF = "not half precision: the product decides, and ATen's is faster (a model)"
 
 
 def _checked(name: str, source: str) -> str:
@@ -78,20 +83,35 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
-def resolve(x: Tensor, width: int = 0, multiply_adds: int = 0) -> str:
+@dataclass(frozen=True)
+class Elsewhere:
+    """All that a decision looks at of a tensor, for a device that is not at hand; a GPU has its Triton driver there."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+def resolve(x: Tensor | Elsewhere, width: int = 0, multiply_adds: int = 0) -> str:
     """ "torch", "onednn" or "triton" for a call on `x`: a product of `multiply_adds`, each sum of `width` terms."""
+    return decide(x, width, multiply_adds)[0]
+
+
+def decide(x: Tensor | Elsewhere, width: int, multiply_adds: int) -> tuple[str, str]:
+    """`resolve`, and why."""
     if _current == "torch":
-        return "torch"
+        return "torch", "the backend is set to torch"
     if _current == "auto":
         if x.device.type == "cpu":
-            return "onednn" if onednn.pays(x.dtype, multiply_adds) else "torch"
+            reason = onednn.why_not(x.dtype, multiply_adds)
+            return ("torch", reason) if reason else ("onednn", onednn.WHY[x.dtype])
         if width > AUTO_MAX_FEATURES.get(x.dtype, -1):
-            return "torch"
-        return "torch" if _why_not_triton(x) else "triton"
+            return "torch", TOO_WIDE if x.dtype in AUTO_MAX_FEATURES else NOT_HALF
+        reason = _why_not_triton(x)
+        return ("torch", reason) if reason else ("triton", FUSION_PAYS)
     reason = _why_not_triton(x) if _current == "triton" else _why_not_onednn(x)
     if reason:
         raise RuntimeError(f"backend {_current!r} cannot run here: {reason}; or call fastae.set_backend('auto')")
-    return _current
+    return _current, f"the backend is set to {_current}"
 
 
 @cache
@@ -102,15 +122,17 @@ def op(backend: str, name: str) -> Callable[..., Any]:
     return implementation
 
 
-def _why_not_onednn(x: Tensor) -> str | None:
+def _why_not_onednn(x: Tensor | Elsewhere) -> str | None:
     if x.device.type != "cpu":
         return f"oneDNN runs on CPU tensors, this one is on {x.device}; move it there"
     return None if onednn.available() else "this build of PyTorch has no oneDNN (torch.backends.mkldnn)"
 
 
-def _why_not_triton(x: Tensor) -> str | None:
+def _why_not_triton(x: Tensor | Elsewhere) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed; pip install triton (Linux)"
+    if isinstance(x, Elsewhere):
+        return None if x.device.type == "cuda" else f"Triton needs a GPU, not {x.device}"
     from fastae_kernels.tiles import why_not
 
     return why_not(x)

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastae._backend import resolve
+from fastae._backend import Elsewhere, decide
 from fastae._schedule import Plan
 from fastae.linear_act import LinearAct
 from fastae.tied import TiedLinearAct
@@ -56,10 +56,14 @@ def weight_of(layer: Layer) -> Tensor:
     return layer.source.weight.t() if isinstance(layer, TiedLinearAct) else layer.weight
 
 
+def choices_of(layers: Sequence[Layer], x: Tensor | Elsewhere, rows: int) -> list[tuple[str, str]]:
+    """(implementation, why) of every layer, for that many rows like x."""
+    return [decide(x, layer.in_features, rows * layer.in_features * layer.out_features) for layer in layers]
+
+
 def plan_of(layers: Sequence[Layer], x: Tensor, rows: int) -> Plan:
     """Activations and implementations, for that many rows like x."""
-    sizes = [(layer.in_features, rows * layer.in_features * layer.out_features) for layer in layers]
-    return Plan([layer.activation for layer in layers], [resolve(x, *size) for size in sizes])
+    return Plan([layer.activation for layer in layers], [backend for backend, _ in choices_of(layers, x, rows)])
 
 
 class Lowered:

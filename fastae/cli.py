@@ -1,4 +1,4 @@
-"""The command line, `fastae train | encode | reconstruct | score | info | verify`. Errors: one line, exit code 2."""
+"""The command line, `fastae -h`. Errors: one line, exit code 2."""
 
 from __future__ import annotations
 
@@ -15,6 +15,8 @@ import torch
 from numpy.typing import NDArray
 
 import fastae
+from fastae import _commands
+from fastae._options import device_named, numbers
 from fastae.autoencoder import DenseAutoencoder
 from fastae.data import check_finite, read_array, row_blocks
 from fastae.outputs import check_writable, write_atomically, write_rows
@@ -86,8 +88,8 @@ def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **opt
 
     _set_up(options["backend"])
     check_writable(out / "model.safetensors", force)
-    widths = _numbers(options["features"], "--features")
-    decoder = options["decoder_features"] and _numbers(options["decoder_features"], "--decoder-features")
+    widths = numbers(options["features"], "--features")
+    decoder = options["decoder_features"] and numbers(options["decoder_features"], "--decoder-features")
     x = _read(data, key, widths[0])
     torch.manual_seed(options["seed"])
     model = DenseAutoencoder(
@@ -97,7 +99,7 @@ def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **opt
         options["output_activation"],
         decoder,
         options["tied"],
-    ).to(_device_named(options["device"]))
+    ).to(device_named(options["device"]))
     if options["validation"]:
         held_out = _read(options["validation"], key, widths[0])
     else:
@@ -172,7 +174,7 @@ def _transform(name: str, summary: str, function: Callable[[DenseAutoencoder, ND
         _set_up(backend)
         if out is not None:
             check_writable(out, force)
-        ae = fastae.load(model, _device_named(device))
+        ae = fastae.load(model, device_named(device))
         x = _read(data, key, ae.features[0])
         rows = (function(ae, x if ae.scaler is None else ae.scaler.transform(x)) for x in row_blocks(x, 65536))
         if out is not None:
@@ -225,30 +227,15 @@ def verify(parts: tuple[str, ...], quick: bool, seed: int | None, target: str | 
     return verify(Options(chosen, quick, seed, targets, only, device), json_file, show_all)
 
 
+cli.add_command(_commands.explain)
+
+
 def _read(source: str, key: str | None, width: int) -> NDArray[Any]:
     x = read_array(source, key if source.endswith(".npz") else None) if key else read_array(source)
     if x.shape[1] != width:
         raise ValueError(f"{source} must have {width} features, as the model has; got {x.shape[1]}")
     check_finite(x, source)
     return x
-
-
-def _numbers(text: str, option: str) -> list[int]:
-    try:
-        return [int(part) for part in text.split(",")]
-    except ValueError:
-        raise ValueError(
-            f"{option} must be whole numbers with commas between, e.g. 784,256,128; got {text!r}"
-        ) from None
-
-
-def _device_named(name: str) -> torch.device:
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    try:
-        return torch.empty(0, device=name).device
-    except (RuntimeError, AssertionError) as error:
-        raise ValueError(f"--device must be one that works here; got {name!r} ({str(error).splitlines()[0]})") from None
 
 
 def _set_up(backend: str | None) -> None:

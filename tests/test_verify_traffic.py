@@ -3,8 +3,9 @@
 import torch
 from test_verify_compilation import child
 
+from fastae._cost import distinct_bytes
 from fastae.autoencoder import DenseAutoencoder
-from fastae.verify.eager import Ran, distinct_bytes, eager_step, fewest_bytes
+from fastae.verify.eager import Ran, eager_step, fewest_bytes
 
 
 def test_bytes_and_launches_of_ops() -> None:

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from fastae._cost import distinct_bytes
 from fastae.autoencoder import DenseAutoencoder
 from fastae.verify.inputs import EAGER
 
@@ -36,14 +37,6 @@ class Ran(TorchDispatchMode):
         self.launches[func._schema.name.removeprefix("aten::")] += 1
         self.bytes_moved += sum(distinct_bytes(t) for t in (*given, *made))
         return result
-
-
-def distinct_bytes(t: Tensor) -> int:
-    """Of memory that a tensor covers; an expanded one covers less than it has elements."""
-    elements = 1
-    for size, stride in zip(t.shape, t.stride(), strict=True):
-        elements *= size if stride else min(size, 1)
-    return elements * t.itemsize
 
 
 def eager_step(model: DenseAutoencoder, x: Tensor) -> Ran:

@@ -14,10 +14,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from fastae._cost import distinct_bytes
 from fastae.train_step import TrainStep
 from fastae.verify import budgets
 from fastae.verify.driver import Executor, Launch, on_target
-from fastae.verify.eager import Ran, distinct_bytes, eager_step, fewest_bytes
+from fastae.verify.eager import Ran, eager_step, fewest_bytes
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.models import MODELS, PRECISIONS, Model, build, training_step, triton_in
 from fastae.verify.ptx import Counters

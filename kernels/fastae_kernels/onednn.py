@@ -35,11 +35,26 @@ def available() -> bool:
     return torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
 
 
-def pays(dtype: torch.dtype, multiply_adds: int) -> bool:
-    """Whether a layer whose products have that many multiply-adds gains here."""
+# dtype -> what its products gain here, where they gain
+WHY = {
+    torch.float32: "oneDNN multiplies fp32 with AVX-512 on this CPU, MKL with AVX2",
+    torch.bfloat16: "oneDNN multiplies bf16, and subtracts the target before rounding",
+}
+
+
+def why_not(dtype: torch.dtype, multiply_adds: int) -> str | None:
+    """None if a layer whose products have that many multiply-adds gains here, or why it does not."""
+    if dtype not in WHY:
+        return "oneDNN is for fp32 and bf16"
+    if not available():
+        return "this build of PyTorch has no oneDNN"
     if dtype == torch.float32:
-        return multiply_adds >= SMALLEST and available() and _fp32_pays()
-    return dtype == torch.bfloat16 and multiply_adds > 0 and available() and _subtracts_bf16()
+        if multiply_adds < SMALLEST:
+            return f"less than {SMALLEST / 1e6:.1f} million multiply-adds: a call of oneDNN costs more than it saves"
+        return None if _fp32_pays() else "MKL multiplies fp32 as fast on this CPU"
+    if multiply_adds == 0:
+        return "nothing to multiply"
+    return None if _subtracts_bf16() else "oneDNN has no bf16 on this CPU"
 
 
 @cache

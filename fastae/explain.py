@@ -1,0 +1,223 @@
+"""`explain`: which implementation runs each op of a training step and why, what it costs, and a model of its time."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from functools import partial
+from itertools import groupby
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastae import _schedule
+from fastae._backend import Elsewhere, op
+from fastae._baseline import Shape, replaced
+from fastae._cost import Counted, Kernel, triton_kernels
+from fastae._errors import nearest
+from fastae._gpus import COMPILED_US, EAGER_US, GAP_US, GPU, GPUS, REPLAY_US
+from fastae._layers import Layer, choices_of, layers_of, weight_of
+from fastae.autoencoder import DenseAutoencoder
+from fastae.tied import TiedLinearAct
+from fastae.train_step import _compute_dtype, why_not
+
+SIDES = ("fastae", "eager", "compiled")
+PHASES = {"linear_act_fwd": "forward", "linear_act_mse": "loss", "decoder_mse": "loss"}  # all else is backward
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op of the step. `us`: modelled microseconds of each side's kernels on the named GPU, or None."""
+
+    phase: str
+    layer: str
+    shape: str
+    op: str
+    backend: str
+    reason: str
+    flops: int
+    bytes: int
+    launches: int
+    us: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; `str()` is a table, `to_dict()` the same as plain numbers and strings."""
+
+    network: str
+    batch_size: int
+    dtype: str
+    device: str
+    gpu: GPU | None
+    rows: tuple[Row, ...]
+    host_us: dict[str, float] | None  # the least that launching takes on the host
+    cached: bool  # whether all that the step touches fits the GPU's last cache
+
+    @property
+    def kernels_us(self) -> dict[str, float] | None:
+        """Modelled microseconds of all kernels of a step, by side."""
+        if self.gpu is None:
+            return None
+        return {side: sum(row.us[side] for row in self.rows if row.us) for side in SIDES}
+
+    @property
+    def step_us(self) -> dict[str, float] | None:
+        """The same, but at least what the host takes to launch them."""
+        kernels, host = self.kernels_us, self.host_us
+        return None if kernels is None or host is None else {s: max(kernels[s], host[s]) for s in SIDES}
+
+    def to_dict(self) -> dict[str, Any]:
+        times = {"kernels_us": self.kernels_us, "step_us": self.step_us}
+        label = None if self.gpu is None else "a model, not measured"
+        return {**asdict(self), "rows": [asdict(row) for row in self.rows], **times, "times": label}
+
+    def __str__(self) -> str:
+        from fastae._explain_table import table
+
+        return table(self)
+
+
+def explain(
+    model: DenseAutoencoder, batch_size: int, gpu: str | None = None, precision: str | None = None
+) -> Explanation:
+    """Each op of a training step of `batch_size` rows: the implementation that runs it, the reason, FLOPs and bytes.
+
+    Nothing is computed: the step's own schedule is called on tensors without memory, with the implementations that the
+    dispatch chooses. FLOPs are those of matrix products; bytes are the distinct ones that each kernel reads and writes.
+
+    Args:
+        model: a `DenseAutoencoder` that `TrainStep` takes; it may be on the meta device.
+        batch_size: rows of the step.
+        gpu: "a100", "h100", "b200", "mi300x" or "rtx4090": what would run there (none need be at hand), and modelled
+        times beside eager PyTorch and `torch.compile`: a kernel takes the larger of FLOPs / published rate and bytes /
+        published bandwidth, and 1 us. None: what runs on the model's own device, without times.
+        precision: as in `TrainStep`.
+
+    Raises ValueError for a GPU it does not know, a model that `TrainStep` does not take and a batch_size below 1,
+    RuntimeError where the backend that is set cannot run.
+    """
+    if reason := why_not(model):
+        raise ValueError(f"explain: model must be a plain DenseAutoencoder; {reason}")
+    if gpu is not None and gpu not in GPUS:
+        raise ValueError(f"explain: gpu must be one of {', '.join(GPUS)}; got {gpu!r}{nearest(str(gpu), GPUS)}")
+    try:
+        rows = operator.index(batch_size)
+    except TypeError:
+        raise TypeError(f"explain: batch_size must be a whole number; got {batch_size!r}") from None
+    if rows < 1:
+        raise ValueError(f"explain: batch_size must be at least 1; got {batch_size}")
+    dtype = _compute_dtype(model, precision)
+    own = next(model.parameters()).device
+    device = torch.device("cuda") if gpu else torch.device("cpu") if own.type == "meta" else own
+    elsewhere = gpu is not None or own.type == "meta"
+    like = Elsewhere(dtype, device) if elsewhere else torch.empty(0, dtype=dtype, device=device)
+    layers, peak = layers_of(model), GPUS[gpu] if gpu else None
+    choices = choices_of(layers, like, rows)
+    plan = _Recorder([layer.activation for layer in layers], [backend for backend, _ in choices])
+    _run(plan, layers, rows, dtype, device)
+    names = [f"{part}.{i}" for part in ("encoder", "decoder") for i in range(len(getattr(model, part)))]
+    shapes = [
+        Shape(rows, layer.in_features, layer.out_features, layer.activation, below, layer.bias is not None, dtype)
+        for layer, below in zip(layers, ["identity", *plan.activations], strict=False)
+    ]
+    found, launches = [], dict.fromkeys(SIDES, 0)
+    for name, layer, kernels in plan.recorded:
+        sides = dict(zip(SIDES, (kernels, *replaced(name, shapes[layer])), strict=True))
+        shape = f"{layers[layer].in_features} -> {layers[layer].out_features} {layers[layer].activation}"
+        found.append(_row(PHASES.get(name, "backward"), names[layer], shape, name, choices[layer], sides, peak))
+        launches = {side: launches[side] + len(sides[side]) for side in SIDES}
+    for name, kernels in _around(model, rows, dtype):
+        sides = dict.fromkeys(SIDES, kernels)
+        found.append(_row("around", "", "", name, ("torch", "the same on every side"), sides, peak))
+        launches = {side: launches[side] + len(kernels) for side in SIDES}
+    parameters = sum(p.numel() for p in model.parameters())
+    touched = rows * (layers[0].in_features + 2 * sum(s.N for s in shapes)) * dtype.itemsize + 16 * parameters
+    host = {"fastae": REPLAY_US, "eager": launches["eager"] * EAGER_US, "compiled": launches["compiled"] * COMPILED_US}
+    return Explanation(
+        "-".join(map(str, [*model.features, *model.decoder_features[1:]])), rows, str(dtype)[6:], gpu or str(device),
+        peak, tuple(found), host if peak else None, peak is not None and touched <= peak.cache << 20,
+    )  # fmt: skip
+
+
+@dataclass(frozen=True)
+class _Recorder(_schedule.Plan):
+    """A plan whose ops compute nothing: tensors are on the meta device, and what each op launches is written down."""
+
+    recorded: list[tuple[str, int, list[Kernel]]] = field(default_factory=list)
+
+    def ops(self, name: str) -> list[Callable[..., Any]]:
+        return [partial(self._record, name, layer) for layer in range(len(self))]
+
+    def _record(self, name: str, layer: int, *args: Any, **options: Any) -> Any:
+        backend = self.backends[layer]
+        if backend == "triton":
+            result = op("torch", name)(*args, **options)  # of the same shapes
+            kernels = triton_kernels(name, args, result)
+        else:
+            with Counted() as ran:
+                result = op(backend, name)(*args, **options)
+            kernels = ran.kernels
+        self.recorded.append((name, layer, kernels))
+        return result
+
+
+def _run(plan: _Recorder, layers: Sequence[Layer], rows: int, dtype: torch.dtype, device: torch.device) -> None:
+    """The forward and backward pass of a `TrainStep`."""
+
+    def meta(t: Tensor | None) -> Any:
+        return None if t is None else t.detach().to("meta", dtype)
+
+    x = torch.empty(rows, layers[0].in_features, dtype=dtype, device="meta")
+    target = x if layers[-1].out_features == x.shape[1] else x.new_empty(rows, layers[-1].out_features)
+    weights, biases = [meta(weight_of(layer)) for layer in layers], [meta(layer.bias) for layer in layers]
+    sources = [layer.source if isinstance(layer, TiedLinearAct) else layer for layer in layers]
+    needs = [
+        (source.weight.requires_grad, layer.bias is not None and layer.bias.requires_grad)
+        for source, layer in zip(sources, layers, strict=True)
+    ]
+    buffers, below = _schedule.fresh(len(plan)), any(any(need) for need in needs[:-1])
+    scale: Tensor | float | None = torch.empty((), device="meta")
+    with torch.no_grad():
+        done = _schedule.forward(x, target, weights, biases, plan, buffers, below)
+        if device.type == "cpu" and "triton" not in plan.backends:  # as in `TrainStep`
+            scale = 2 / target.numel() if dtype.itemsize == 2 else None
+            if scale is None:
+                with Counted() as ran:
+                    done.dp.mul_(2 / target.numel())
+                plan.recorded[-1][2].extend(ran.kernels)
+        _schedule.backward(done, weights, plan, buffers, needs, scale)
+
+
+def _around(model: DenseAutoencoder, rows: int, dtype: torch.dtype) -> list[tuple[str, list[Kernel]]]:
+    """What stands around the schedule: the batch, casts of parameters and gradients, a fused Adam."""
+    parameters = [p for p in model.parameters() if p.requires_grad]
+    values, own = sum(p.numel() for p in parameters), next(model.parameters()).dtype
+    found = [("gather", 2 * rows * model.features[0] * dtype.itemsize, 1)]
+    if own != dtype:
+        found.append(("casts", 2 * values * (own.itemsize + dtype.itemsize), 2))
+    found.append(("adam", 7 * values * own.itemsize, 1))
+    return [(name, [Kernel(name, 0, moved // count, own)] * count) for name, moved, count in found]
+
+
+def _row(
+    phase: str, layer: str, shape: str, name: str, choice: tuple[str, str], sides: dict[str, list[Kernel]],
+    peak: GPU | None,
+) -> Row:  # fmt: skip
+    own = sides["fastae"]
+    us = None if peak is None else {side: sum(_us(k, peak) for k in kernels) for side, kernels in sides.items()}
+    flops, moved = sum(k.flops for k in own), sum(k.bytes for k in own)
+    return Row(phase, layer, shape, name, *choice, flops, moved, len(own), us)
+
+
+def _us(kernel: Kernel, peak: GPU) -> float:
+    return 1e6 * max(kernel.flops / peak.rate(kernel.dtype), kernel.bytes / (peak.bandwidth * 1e9)) + GAP_US
+
+
+def reasons(explanation: Explanation) -> list[tuple[str, str, list[str]]]:
+    """(implementation, reason, layers), in the order of the layers."""
+    rows = {row.layer: row for row in explanation.rows if row.layer}
+    found = groupby(rows.values(), key=lambda row: (row.backend, row.reason))
+    return [(backend, reason, [row.layer for row in group]) for (backend, reason), group in found]
