@@ -27,7 +27,7 @@ class Kernel:
 
 @dataclass
 class Counted(TorchDispatchMode):
-    """The ops that ATen runs inside, views left out. Works on meta tensors: nothing need be computed."""
+    """The ops that ATen runs inside, views left out. Works on tensors without memory: nothing need be computed."""
 
     kernels: list[Kernel] = field(default_factory=list)
 
@@ -37,12 +37,12 @@ class Counted(TorchDispatchMode):
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs, schema = kwargs or {}, func._schema
         name = schema.name.split("::")[1]
-        result = _on_meta(func, args) if name == "_linear_pointwise" else func(*args, **kwargs)
+        result = _shaped(func, args) if name == "_linear_pointwise" else func(*args, **kwargs)
         outputs = {argument.name for argument in schema.arguments if argument.is_out}
         unread = name in OVERWRITES or kwargs.get("beta") == 0  # the first argument
         inputs = args[1:] if unread else args
         given = _tensors((inputs, {k: v for k, v in kwargs.items() if k not in outputs}))
-        made = _tensors(result)
+        made = _tensors(result) or (_tensors(args[:1]) if schema.is_mutable else [])
         memory = {t.untyped_storage()._cdata for t in given}
         if not made or (all(t.untyped_storage()._cdata in memory for t in made) and not schema.is_mutable):
             return result
@@ -55,10 +55,10 @@ class Counted(TorchDispatchMode):
         return result
 
 
-def _on_meta(func: Any, args: Sequence[Any]) -> Any:
-    """oneDNN's product; its form with a second operand has no implementation on meta tensors."""
+def _shaped(func: Any, args: Sequence[Any]) -> Any:
+    """oneDNN's product; its form with a second operand has no implementation on tensors without memory."""
     x, w = args[0], args[2 if func._overloadname == "binary" else 1]
-    return func(*args) if not x.is_meta else x.new_empty(len(x), len(w))
+    return x.new_empty(len(x), len(w)) if x.is_meta or type(x) is not Tensor else func(*args)
 
 
 def triton_kernels(op: str, args: Sequence[Any], result: Any) -> list[Kernel]:
@@ -76,12 +76,16 @@ def triton_kernels(op: str, args: Sequence[Any], result: Any) -> list[Kernel]:
         sums, flops = made[:1], flops * (2 if op == "decoder_mse" else 1)
     elif op == "act_bwd":
         sums = made[1:]
-    distinct = {(t.untyped_storage()._cdata, t.shape): t for t in _tensors(args)}
-    moved = sum(distinct_bytes(t) for t in distinct.values())
+    read, written = ({_place(t): t for t in tensors} for tensors in (_tensors(args), made))
+    moved = sum(distinct_bytes(t) for place, t in read.items() if place not in written)  # `out` is among the arguments
     moved += sum(splits * t.numel() * 4 if splits > 1 else distinct_bytes(t) for t in made)
     own = Kernel(op, flops, moved, dtype)
     # What a loss or a bias gradient is summed from is small: a number for each tile.
     return [own, *(Kernel("sum_rows", 0, splits * t.numel() * 4 + distinct_bytes(t), t.dtype) for t in sums)]
+
+
+def _place(t: Tensor) -> tuple[int, int]:
+    return t.untyped_storage()._cdata, int(t.storage_offset())
 
 
 def _tensors(tree: Any) -> list[Tensor]:

@@ -3,24 +3,20 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from functools import partial
+from dataclasses import asdict, dataclass
 from itertools import groupby
 from typing import Any
 
 import torch
-from torch import Tensor
 
-from fastae import _schedule
-from fastae._backend import Elsewhere, op
+from fastae._backend import Elsewhere
 from fastae._baseline import Shape, replaced
-from fastae._cost import Counted, Kernel, triton_kernels
+from fastae._cost import Kernel
 from fastae._errors import nearest
 from fastae._gpus import COMPILED_US, EAGER_US, GAP_US, GPU, GPUS, REPLAY_US
-from fastae._layers import Layer, choices_of, layers_of, weight_of
+from fastae._layers import choices_of, layers_of
+from fastae._recorder import Recorder, recorded
 from fastae.autoencoder import DenseAutoencoder
-from fastae.tied import TiedLinearAct
 from fastae.train_step import _compute_dtype, why_not
 
 SIDES = ("fastae", "eager", "compiled")
@@ -116,90 +112,32 @@ def explain(
     like = Elsewhere(dtype, device) if elsewhere else torch.empty(0, dtype=dtype, device=device)
     layers, peak = layers_of(model), GPUS[gpu] if gpu else None
     choices = choices_of(layers, like, rows)
-    plan = _Recorder([layer.activation for layer in layers], [backend for backend, _ in choices])
-    _run(plan, layers, rows, dtype, device)
+    plan = Recorder([layer.activation for layer in layers], [backend for backend, _ in choices])
     names = [f"{part}.{i}" for part in ("encoder", "decoder") for i in range(len(getattr(model, part)))]
     shapes = [
         Shape(rows, layer.in_features, layer.out_features, layer.activation, below, layer.bias is not None, dtype)
         for layer, below in zip(layers, ["identity", *plan.activations], strict=False)
     ]
     found, launches = [], dict.fromkeys(SIDES, 0)
-    for name, layer, kernels in plan.recorded:
-        sides = dict(zip(SIDES, (kernels, *replaced(name, shapes[layer])), strict=True))
-        shape = f"{layers[layer].in_features} -> {layers[layer].out_features} {layers[layer].activation}"
-        found.append(_row(PHASES.get(name, "backward"), names[layer], shape, name, choices[layer], sides, peak))
+    parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
+    width, wide = layers[0].in_features, next(model.parameters()).dtype
+    around = [("gather", 2 * rows * width * dtype.itemsize), ("adam", 7 * parameters * wide.itemsize)]
+    extra = ((name, None, [Kernel(name, 0, moved, wide)]) for name, moved in around)
+    for name, index, kernels in (*recorded(plan, layers, rows, dtype, device), *extra):
+        if index is None:
+            sides = dict.fromkeys(SIDES, kernels)
+            found.append(_row("around", "", "", name, ("torch", "around the schedule"), sides, peak))
+        else:
+            sides = dict(zip(SIDES, (kernels, *replaced(name, shapes[index])), strict=True))
+            shape = f"{shapes[index].K} -> {shapes[index].N} {shapes[index].activation}"
+            found.append(_row(PHASES.get(name, "backward"), names[index], shape, name, choices[index], sides, peak))
         launches = {side: launches[side] + len(sides[side]) for side in SIDES}
-    for name, kernels in _around(model, rows, dtype):
-        sides = dict.fromkeys(SIDES, kernels)
-        found.append(_row("around", "", "", name, ("torch", "the same on every side"), sides, peak))
-        launches = {side: launches[side] + len(kernels) for side in SIDES}
-    parameters = sum(p.numel() for p in model.parameters())
-    touched = rows * (layers[0].in_features + 2 * sum(s.N for s in shapes)) * dtype.itemsize + 16 * parameters
+    touched = rows * (width + 2 * sum(s.N for s in shapes)) * dtype.itemsize + 4 * parameters * wide.itemsize
     host = {"fastae": REPLAY_US, "eager": launches["eager"] * EAGER_US, "compiled": launches["compiled"] * COMPILED_US}
     return Explanation(
         "-".join(map(str, [*model.features, *model.decoder_features[1:]])), rows, str(dtype)[6:], gpu or str(device),
         peak, tuple(found), host if peak else None, peak is not None and touched <= peak.cache << 20,
     )  # fmt: skip
-
-
-@dataclass(frozen=True)
-class _Recorder(_schedule.Plan):
-    """A plan whose ops compute nothing: tensors are on the meta device, and what each op launches is written down."""
-
-    recorded: list[tuple[str, int, list[Kernel]]] = field(default_factory=list)
-
-    def ops(self, name: str) -> list[Callable[..., Any]]:
-        return [partial(self._record, name, layer) for layer in range(len(self))]
-
-    def _record(self, name: str, layer: int, *args: Any, **options: Any) -> Any:
-        backend = self.backends[layer]
-        if backend == "triton":
-            result = op("torch", name)(*args, **options)  # of the same shapes
-            kernels = triton_kernels(name, args, result)
-        else:
-            with Counted() as ran:
-                result = op(backend, name)(*args, **options)
-            kernels = ran.kernels
-        self.recorded.append((name, layer, kernels))
-        return result
-
-
-def _run(plan: _Recorder, layers: Sequence[Layer], rows: int, dtype: torch.dtype, device: torch.device) -> None:
-    """The forward and backward pass of a `TrainStep`."""
-
-    def meta(t: Tensor | None) -> Any:
-        return None if t is None else t.detach().to("meta", dtype)
-
-    x = torch.empty(rows, layers[0].in_features, dtype=dtype, device="meta")
-    target = x if layers[-1].out_features == x.shape[1] else x.new_empty(rows, layers[-1].out_features)
-    weights, biases = [meta(weight_of(layer)) for layer in layers], [meta(layer.bias) for layer in layers]
-    sources = [layer.source if isinstance(layer, TiedLinearAct) else layer for layer in layers]
-    needs = [
-        (source.weight.requires_grad, layer.bias is not None and layer.bias.requires_grad)
-        for source, layer in zip(sources, layers, strict=True)
-    ]
-    buffers, below = _schedule.fresh(len(plan)), any(any(need) for need in needs[:-1])
-    scale: Tensor | float | None = torch.empty((), device="meta")
-    with torch.no_grad():
-        done = _schedule.forward(x, target, weights, biases, plan, buffers, below)
-        if device.type == "cpu" and "triton" not in plan.backends:  # as in `TrainStep`
-            scale = 2 / target.numel() if dtype.itemsize == 2 else None
-            if scale is None:
-                with Counted() as ran:
-                    done.dp.mul_(2 / target.numel())
-                plan.recorded[-1][2].extend(ran.kernels)
-        _schedule.backward(done, weights, plan, buffers, needs, scale)
-
-
-def _around(model: DenseAutoencoder, rows: int, dtype: torch.dtype) -> list[tuple[str, list[Kernel]]]:
-    """What stands around the schedule: the batch, casts of parameters and gradients, a fused Adam."""
-    parameters = [p for p in model.parameters() if p.requires_grad]
-    values, own = sum(p.numel() for p in parameters), next(model.parameters()).dtype
-    found = [("gather", 2 * rows * model.features[0] * dtype.itemsize, 1)]
-    if own != dtype:
-        found.append(("casts", 2 * values * (own.itemsize + dtype.itemsize), 2))
-    found.append(("adam", 7 * values * own.itemsize, 1))
-    return [(name, [Kernel(name, 0, moved // count, own)] * count) for name, moved, count in found]
 
 
 def _row(
