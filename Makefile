@@ -4,10 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test lint format clean
+.PHONY: help setup demo test bench lint format clean
 help:
 	@echo "make demo    train the MNIST autoencoder beside plain PyTorch; results in runs/demo"
 	@echo "make test    run the tests, and fastae verify --quick (no GPU needed)"
+	@echo "make bench   measure fastae beside PyTorch on this machine (15 minutes); the report in bench/results"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code the way 'make lint' wants it"
 	@echo "make clean   remove the environment and caches"
@@ -26,6 +27,9 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 	$(BIN)/fastae verify --quick --seed 0
+
+bench: $(READY)
+	$(BIN)/fastae bench --report bench/results
 
 lint: $(READY)
 	$(BIN)/ruff check .

@@ -15,7 +15,7 @@ import torch
 from numpy.typing import NDArray
 
 import fastae
-from fastae import _commands
+from fastae import _bench_command, _commands
 from fastae._options import device_named, numbers
 from fastae.autoencoder import DenseAutoencoder
 from fastae.data import check_finite, read_array, row_blocks
@@ -228,6 +228,7 @@ def verify(parts: tuple[str, ...], quick: bool, seed: int | None, target: str | 
 
 
 cli.add_command(_commands.explain)
+cli.add_command(_bench_command.bench)
 
 
 def _read(source: str, key: str | None, width: int) -> NDArray[Any]:

@@ -11,7 +11,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 
-def _figure(width: float, height: float) -> Any:
+def new_figure(width: float, height: float) -> Any:
+    """An empty figure, inches. Raises ImportError without matplotlib."""
     try:
         from matplotlib.figure import Figure
     except ImportError as error:
@@ -21,7 +22,7 @@ def _figure(width: float, height: float) -> Any:
 
 def plot_losses(curves: Mapping[str, Sequence[float]], path: str | os.PathLike[str]) -> None:
     """The named losses of each epoch, on a logarithmic scale where they allow one."""
-    figure = _figure(6.4, 4.0)
+    figure = new_figure(6.4, 4.0)
     axes = figure.subplots()
     for label, values in curves.items():
         if values:
@@ -46,7 +47,7 @@ def plot_reconstructions(originals: NDArray[Any], reconstructions: NDArray[Any],
     side, count = image_side(originals.shape[1]), len(originals)
     if side is None or not count:
         raise ValueError(f"plot_reconstructions: originals must be [count, side * side]; got {list(originals.shape)}")
-    figure = _figure(count, 2.3)
+    figure = new_figure(count, 2.3)
     rows = figure.subplots(2, count, squeeze=False)
     low, high = float(np.min(originals)), float(np.max(originals))
     for images, axes, title in zip((originals, reconstructions), rows, ("original", "reconstruction"), strict=True):

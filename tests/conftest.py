@@ -40,3 +40,13 @@ def poisoned_buffers() -> Iterator[None]:
     """Fresh buffers are full of NaN, with a NaN fence on both sides that must still stand at the end."""
     with poisoned():
         yield
+
+
+@pytest.fixture
+def one_thread(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """For many small calls on a machine that others use: a second thread would mostly be waited for."""
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")  # of child processes
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -26,6 +26,7 @@ from typing import IO, Any
 
 from rich.console import Console
 
+from fastae._machine import processor
 from fastae.outputs import check_writable, write_atomically
 from fastae.verify import resources
 from fastae.verify.findings import PARTS, Finding, announced, parse
@@ -239,12 +240,7 @@ def _document(options: Options, outcomes: Sequence[Outcome], seconds: float, ok:
 
 def machine() -> str:
     """The machine line: processor, cores, system."""
-    name = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        models = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        name = models[0] if models else name
-    return f"{name}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
+    return f"{processor()}, {os.cpu_count()} cores, {platform.system()} {platform.release()}"
 
 
 def _version(package: str) -> str:

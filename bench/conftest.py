@@ -1,0 +1,93 @@
+"""`pytest bench`: the cases of `fastae bench` for pytest-benchmark, every side of a case a row of its group.
+
+pytest-benchmark runs one function after the other. Here the sides of a case take turns first (`fastae.bench.rounds`);
+then each is given its own measured times, through the timer that pytest-benchmark reads.
+"""
+
+from functools import cache
+
+import pytest
+import torch
+
+from fastae.bench.cases import Case, all_cases, quick_cases
+from fastae.bench.results import Measured
+from fastae.bench.rounds import FULL, QUICK
+from fastae.bench.sides import FLOOR, OURS
+
+CPU = torch.device("cpu")
+DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU
+
+
+def pytest_addoption(parser):
+    parser.addoption("--full", action="store_true", help="every size, more rounds: fifteen minutes instead of two")
+
+
+def pytest_configure(config):
+    config.addinivalue_line("filterwarnings", "default")  # torch.compile warns of what concerns PyTorch alone
+
+
+def pytest_generate_tests(metafunc):
+    """A test of `turns` is one for each side of each case of its module's LEVEL, or those of WHAT alone."""
+    full = metafunc.config.getoption("full")
+    cases = [
+        case
+        for case in (all_cases() if full else quick_cases())
+        if case.level == metafunc.module.LEVEL and case.what in getattr(metafunc.module, "WHAT", (case.what,))
+    ]
+    effort = FULL if full else QUICK
+    metafunc.parametrize(
+        ("case", "side"),
+        [
+            pytest.param(
+                case, side, id=f"{case.key}-{side}", marks=pytest.mark.benchmark(group=group(case), timer=replay)
+            )
+            for case in cases
+            for side in case.names(DEVICE, effort)
+            if side != FLOOR
+        ],
+    )
+
+
+def group(case: Case) -> str:
+    """Sorts by network, then batch as a number."""
+    return f"{case.what}: {case.size.network} {case.size.label} x {case.size.batch:>5}, {case.precision}"
+
+
+class Replay:
+    """A timer that stands still but for `advance`, which moves it by the next of the measured times."""
+
+    def __init__(self):
+        self.now, self.times = 0.0, iter(())
+
+    def __call__(self):
+        return self.now
+
+    def advance(self):
+        self.now += next(self.times)
+
+
+replay = Replay()
+
+
+@cache
+def measured(case: Case, full: bool) -> Measured:
+    return Measured.of(case, case.measure(DEVICE, FULL if full else QUICK))
+
+
+@pytest.fixture
+def turns(case, side, request, benchmark):
+    """Call it to hand the side's times to pytest-benchmark; the ratio to ours stands in the JSON's extra_info."""
+
+    def hand_over():
+        found = measured(case, request.config.getoption("full"))
+        if side in found.refused:
+            pytest.fail(f"no ratio: {side} computes something else than {OURS}: {found.refused[side]}")
+        if side not in found.took:
+            pytest.skip(found.missing.get(side, f"{side} has no {case.what}"))
+        replay.times = iter(found.took[side])
+        benchmark.extra_info["rows per call"] = found.rows
+        if side in found.ratios:
+            benchmark.extra_info["their time / fastae's (10 %, median, 90 %)"] = list(found.ratios[side])
+        benchmark.pedantic(replay.advance, rounds=len(found.took[side]))
+
+    return hand_over

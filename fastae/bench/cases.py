@@ -1,0 +1,139 @@
+"""What is measured: every case by level, at the sizes people have."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+
+import torch
+
+from fastae.bench import epochs, inference_sides, op_sides, startup, training_sides, work
+from fastae.bench.clocks import clocks
+from fastae.bench.rounds import OPTIONAL_SIDES, Effort, Times, measure
+from fastae.bench.sides import FLOOR, TOLERANCE, Side
+from fastae.bench.sizes import NETWORKS, PRECISIONS, SIZES, Size
+from fastae.bench.work import Work
+
+LEVELS = ("op", "step", "fit", "score", "encode", "startup")
+
+
+@dataclass(frozen=True)
+class Case:
+    """A piece of work: `what` of `level`, at a size and precision."""
+
+    level: str
+    what: str
+    size: Size
+    precision: str
+
+    @property
+    def key(self) -> str:
+        """The same for the same case in every report."""
+        return f"{self.what} {self.size.label} x {self.size.batch} {self.precision}"
+
+    @property
+    def rows(self) -> int:
+        """Rows that one call takes through the network."""
+        if self.level == "fit":
+            return training_sides.rows_of_data(self.size)
+        return 1 if self.level == "startup" else self.size.batch
+
+    def names(self, device: torch.device, effort: Effort) -> list[str]:
+        """The sides of this case on the device."""
+        sides = {"op": op_sides, "step": training_sides, "fit": epochs, "startup": startup}.get(
+            self.level, inference_sides
+        )
+        names = sides.CPU_SIDES if device.type == "cpu" else sides.CUDA_SIDES
+        unwanted = {FLOOR} if self.what == "mse_loss" else set()
+        unwanted |= set() if effort.compile else set(OPTIONAL_SIDES)
+        return [name for name in names if name not in unwanted]
+
+    def measure(self, device: torch.device, effort: Effort) -> Times:
+        names, tolerance = self.names(device, effort), TOLERANCE[self.precision]
+        if self.level == "startup":
+            return startup.measure_startup(self.what, names, self.size, tolerance, effort)
+        if self.level == "fit":
+            problem = training_sides.Problem(self.size, self.precision, device)
+            return epochs.measure_epochs(names, problem, tolerance, effort)
+        return measure(names, self._maker(device), tolerance, clocks(device), effort)
+
+    def _maker(self, device: torch.device) -> Callable[[str], Side]:
+        shape = self.size, self.precision, device
+        if self.level == "op":
+            return partial(op_sides.side, problem=op_sides.OpProblem(self.what, *shape))
+        if self.level == "step":
+            return partial(training_sides.side, problem=training_sides.Problem(*shape))
+        return partial(inference_sides.side, problem=inference_sides.InferenceProblem(self.level, *shape))
+
+    @property
+    def work(self) -> Work | None:
+        """FLOPs and bytes of one call, where they follow from the shapes."""
+        layers = self.size.layers
+        if self.level == "op":
+            return work.of_op(self.what, self.size, self.precision)
+        if self.level == "step":
+            return work.of_step(self.size, self.precision)
+        if self.level == "fit":
+            step = work.of_step(self.size, self.precision)
+            steps = self.rows // self.size.batch
+            return Work(step.flops * steps, step.moved * steps)
+        if self.level == "startup":
+            return None
+        layers = layers if self.level == "score" else layers[: len(self.size.features) - 1]
+        return work.of_layers(layers, self.size.batch, self.precision)
+
+
+# Of networks with several batches, the one that ops, `fit`, `score` and `encode` are measured at.
+USUAL_BATCH = {"op": {"tabular": 1024, "mnist": 1024, "genes": 1024}}
+USUAL_BATCH |= {"fit": {"tabular": 1024, "mnist": 256, "genes": 128}}
+USUAL_BATCH |= {level: {"tabular": 65536, "mnist": 4096, "genes": 1024} for level in ("score", "encode")}
+
+
+def all_cases() -> list[Case]:
+    """The full benchmark."""
+    cases = cases_at(SIZES, ("step",), PRECISIONS)
+    first = [next(size for size in SIZES if size.network == name) for name in NETWORKS]
+    for level, batches in USUAL_BATCH.items():
+        sizes = [replace(size, batch=batches.get(size.network, size.batch)) for size in first]
+        cases += cases_at(sizes, (level,), PRECISIONS)
+    mnist = Size("mnist", (784, 256, 128), 256)
+    cases += [Case("startup", what, mnist, "float32") for what in startup.PROGRAMS]
+    return sorted(cases, key=_order)
+
+
+def quick_cases() -> list[Case]:
+    """Two networks in fp32, the training step in bf16 too: under two minutes."""
+    wanted = {"tabular": (32, 1024), "mnist": (256, 1024, 4096)}
+    return [
+        case
+        for case in all_cases()
+        if case.size.batch in wanted.get(case.size.network, ())
+        and (case.precision == "float32" or (case.level, case.size.network) == ("step", "mnist"))
+    ]
+
+
+def cases_at(sizes: Sequence[Size], levels: Sequence[str], precisions: Sequence[str]) -> list[Case]:
+    """Every case of the levels at the sizes, start-up aside."""
+    whats = {"op": tuple(op_sides.OPS), "step": ("training step",)}
+    cases = [
+        Case(level, what, size, precision)
+        for level in levels
+        if level in (*whats, *USUAL_BATCH)
+        for what in whats.get(level, (level,))
+        for size in sizes
+        for precision in precisions
+    ]
+    return sorted(cases, key=_order)
+
+
+def _order(case: Case) -> tuple[int, int, int, int, int]:
+    whats = (*op_sides.OPS, "training step", *LEVELS, *startup.PROGRAMS)
+    networks = [*NETWORKS, case.size.network]
+    return (
+        LEVELS.index(case.level),
+        whats.index(case.what),
+        networks.index(case.size.network),
+        case.size.batch,
+        PRECISIONS.index(case.precision),
+    )

@@ -1,0 +1,135 @@
+"""Plots of the report: ratios as bars beside the line at 1.0, growth, the roofline."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from fastae.bench.results import Curve, Measured, Results
+from fastae.plots import new_figure
+
+COLOURS = {"fastae": "#1b6ca8", "idiom": "#b8b8b8", "tuned": "#e07b39", "compiled": "#6a994e"}
+OTHER_COLOUR = "#8e6bbf"
+BAR_INCHES = 0.13
+
+
+def draw(results: Results) -> dict[str, bytes]:
+    """Name -> PNG. Raises ImportError without matplotlib."""
+    plots = {}
+    for level in dict.fromkeys(m.level for m in results.measured):
+        measured = [m for m in results.measured if m.level == level and m.ratios]
+        if measured:
+            plots[f"ratios-{level}.png"] = _png(_ratio_bars(measured, results))
+    if any(m.flops and m.moved for m in results.measured):
+        plots["roofline.png"] = _png(_roofline(results))
+    if results.curves:
+        plots["growth.png"] = _png(_growth(results.curves))
+    return plots
+
+
+def _png(figure: Any) -> bytes:
+    file = io.BytesIO()
+    figure.savefig(file, dpi=110, format="png")
+    return file.getvalue()
+
+
+def _ratio_bars(measured: Sequence[Measured], results: Results) -> Any:
+    """A group of bars for each case, the first case on top; whiskers are the 10 and 90 % quantiles."""
+    sides = [s for s in ("idiom", "tuned", "compiled") if any(s in m.ratios for m in measured)]
+    sides += [s for s in dict.fromkeys(s for m in measured for s in m.ratios) if s not in sides]
+    step = len(sides) + 1.2
+    figure = new_figure(9.0, 1.5 + BAR_INCHES * step * len(measured))
+    axes = figure.subplots()
+    for i, side in enumerate(sides):
+        shown = [(n, m.ratios[side]) for n, m in enumerate(measured) if side in m.ratios]
+        y = [n * step + i for n, _ in shown]
+        widths = [r.median for _, r in shown]
+        whiskers = [[r.median - r.low for _, r in shown], [r.high - r.median for _, r in shown]]
+        colour = COLOURS.get(side, OTHER_COLOUR)
+        axes.barh(y, widths, height=0.9, color=colour, label=f"{side}'s time / fastae's", xerr=whiskers,
+                  error_kw={"elinewidth": 0.8, "ecolor": "#303030"})  # fmt: skip
+        for place, ratio in zip(y, (r for _, r in shown), strict=True):
+            axes.annotate(f"{ratio.median:.2f}", (ratio.high, place), xytext=(3, 0), textcoords="offset points",
+                          va="center", fontsize=6.5)  # fmt: skip
+    kinds = len({m.what for m in measured}) > 1
+    names = [f"{m.what + '  ' if kinds else ''}{m.label} x {m.batch:,}  {m.precision}" for m in measured]
+    axes.set_yticks([n * step + (len(sides) - 1) / 2 for n in range(len(names))], names, fontsize=7.5)
+    axes.set_ylim(step * len(measured) - 1.2, -1.2)
+    most = max(r.high for m in measured for r in m.ratios.values())
+    axes.set_xlim(0, max(1.2, most * 1.08))
+    axes.axvline(1.0, color="black", linewidth=1.2)
+    axes.set_xlabel("above 1: fastae is faster")
+    axes.grid(axis="x", alpha=0.3)
+    axes.set_axisbelow(True)
+    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(sides), frameon=False, fontsize=8)
+    figure.suptitle(f"{_title(measured[0])}\n{results.machine['machine'].split(', ')[0]}, "
+                    f"{results.machine['versions'].split(', ')[2]}", fontsize=9)  # fmt: skip
+    return figure
+
+
+def _title(m: Measured) -> str:
+    titles = {"op": "ops", "fit": "one epoch of fit", "step": "one training step", "startup": "start-up"}
+    return titles.get(m.level, m.level)
+
+
+def _roofline(results: Results) -> Any:
+    """Rates of fastae and of the best PyTorch side over FLOPs per byte, below the measured roofs."""
+    figure = new_figure(8.0, 5.0)
+    axes = figure.subplots()
+    shown = [m for m in results.measured if m.flops and m.moved]
+    intensity = {m.key: m.flops / m.moved for m in shown if m.flops and m.moved}
+    low, high = min(intensity.values()) / 2, max(intensity.values()) * 2
+    styles = {"float32": ("-", "o"), "bfloat16": ("--", "^")}
+    for precision, peak in results.flops_per_s.items():
+        line, _ = styles[precision]
+        knee = peak / results.bytes_per_s
+        x = [low, *([knee] if low < knee < high else []), high]
+        y = [min(peak, value * results.bytes_per_s) / 1e9 for value in x]
+        axes.plot(x, y, line, color="black", linewidth=1.2, label=f"measured roof, {precision}")
+    for precision, (_, marker) in styles.items():
+        cases = [m for m in shown if m.precision == precision]
+        for side in ("tuned", "fastae"):
+            have = [m for m in cases if side in m.took and m.flops]
+            rates = [m.flops / m.side_seconds(side) / 1e9 for m in have if m.flops]
+            if rates:
+                axes.scatter([intensity[m.key] for m in have], rates, s=26, marker=marker, color=COLOURS[side],
+                             alpha=0.75, linewidths=0, label=f"{side}, {precision}")  # fmt: skip
+    axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte (a model: each tensor moved once)",
+             ylabel="GFLOP/s, measured")  # fmt: skip
+    axes.grid(alpha=0.3, which="both")
+    axes.legend(fontsize=8, loc="lower right")
+    axes.set_title(
+        f"roofline; copy {results.bytes_per_s / 1e9:.1f} GB/s; points above it keep to the caches", fontsize=9
+    )
+    return figure
+
+
+def _growth(curves: Sequence[Curve]) -> Any:
+    """Time above, peak memory below; one column for each axis."""
+    kinds = list(dict.fromkeys(c.axis for c in curves))
+    figure = new_figure(3.3 * len(kinds), 6.2)
+    panels = figure.subplots(2, len(kinds), squeeze=False)
+    for column, axis in enumerate(kinds):
+        for curve in (c for c in curves if c.axis == axis):
+            exponents, colour = curve.exponents(), COLOURS[curve.side]
+            milliseconds = [s * 1e3 for s in curve.medians]
+            figures = ("time", milliseconds, "time, ms"), ("peak memory", curve.peak_mib, "peak memory, MiB")
+            for row, (name, values, label) in enumerate(figures):
+                panel = panels[row][column]
+                if values:
+                    exponent = exponents[name].split(" ")[0]
+                    panel.plot(curve.x, values, "o-", color=colour, markersize=4, label=f"{curve.side}: x^{exponent}")
+                panel.set(xscale="log", yscale="log", xlabel=axis)
+                if column == 0:
+                    panel.set_ylabel(label)
+        panels[0][column].set_title(curve.what, fontsize=8)
+        for row in range(2):
+            panel = panels[row][column]
+            points = next(c.x for c in curves if c.axis == axis)
+            panel.set_xticks(points, [f"{x:,}" for x in points], fontsize=7, rotation=30)
+            panel.minorticks_off()
+            panel.grid(alpha=0.3)
+            if panel.lines:
+                panel.legend(fontsize=7.5)
+    return figure
