@@ -24,6 +24,25 @@ def require_tensors(function: str, **tensors: object) -> None:
             raise TypeError(f"{function}: {name} must be a torch.Tensor; got {type(t).__name__}")
 
 
+def is_dtensor(t: object) -> bool:
+    """Whether t is a DTensor; what defines those is not imported for it."""
+    return hasattr(t, "device_mesh")
+
+
+def all_dtensors(function: str, **tensors: Tensor | None) -> bool:
+    """Whether all are DTensors, which PyTorch's own ops shard; a TypeError where some are and some are not."""
+    if not any(map(is_dtensor, tensors.values())):
+        return False
+    plain = [name for name, t in tensors.items() if t is not None and not is_dtensor(t)]
+    if not plain:
+        return True
+    sharded = next(name for name, t in tensors.items() if is_dtensor(t))
+    raise TypeError(
+        f"{function}: {sharded} must be plain as {plain[0]} is; got a DTensor: call the module that fully_shard "
+        "was given (for its other methods, register_fsdp_forward_method), or gather the tensor with .full_tensor()"
+    )
+
+
 def autocast_dtype(x: Tensor) -> torch.dtype | None:
     """The dtype that autocast asks of a floating-point argument, or None where it is off or leaves x alone."""
     kind = x.device.type

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import hashlib
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any, TypeVar
 
 import torch
@@ -49,12 +52,58 @@ class Ranks:
             raise outcome[1]
         return outcome[0]
 
+    def spread(self, tensors: Iterable[Tensor]) -> None:
+        """Rank 0's values into the tensors of every rank."""
+        for t in tensors:
+            dist.broadcast(t, 0)
+
+    def check_alike(self, function: str, settings: dict[str, Any]) -> None:
+        """ValueError on every rank if one has another value of a setting than rank 0 has."""
+        first, *others = self.all(settings)
+        for rank, other in enumerate(others, 1):
+            for name, value in first.items():
+                if other[name] != value:
+                    raise ValueError(
+                        f"{function}: {name} must be the same on every rank, which takes its own share of the rows; "
+                        f"got {value!r} on rank 0, {other[name]!r} on rank {rank}"
+                    )
+
     def all(self, value: T) -> list[T]:
         """The value of each rank, in their order, on every rank."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)
         return values
+
+
+@contextmanager
+def launched() -> Iterator[None]:
+    """A process group around the work, if `torchrun` started this process as one of several."""
+    if not (dist.is_available() and dist.is_torchelastic_launched() and int(os.environ["WORLD_SIZE"]) > 1):
+        yield
+        return
+    dist.init_process_group()
+    yield
+    dist.destroy_process_group()  # not after an error: the other ranks may be waiting in a collective
+
+
+def restarts() -> int:
+    """How often `torchrun` has started its processes again after one of them failed."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", 0))
+
+
+def own_device(name: str) -> str:
+    """The device for "auto" or "cuda": under `torchrun` each process of a machine takes another GPU."""
+    if name not in ("auto", "cuda") or Ranks().size == 1 or not torch.cuda.is_available():
+        return name
+    torch.cuda.set_device(int(os.environ["LOCAL_RANK"]))
+    return f"cuda:{os.environ['LOCAL_RANK']}"
+
+
+def digest(x: Tensor) -> str:
+    """A few letters that differ where one of 64 rows spread over x [rows, features] differs."""
+    rows = x[:: max(1, len(x) // 64)].detach().cpu().contiguous()
+    return f"{list(x.shape)} {hashlib.sha256(rows.numpy().tobytes()).hexdigest()[:8]}"
 
 
 class Mean:
@@ -75,10 +124,10 @@ class Mean:
         self.loss = self._memory[-2]
         self.rows = torch.zeros((), dtype=torch.float64, device=self._memory.device)
 
-    def __call__(self, loss: Tensor, gradients: Sequence[Tensor | None], rows: int) -> list[Tensor | None]:
+    def __call__(self, loss: Tensor | float, gradients: Sequence[Tensor | None], rows: int) -> list[Tensor | None]:
         """The mean gradients, also put into `.grad`, None where no process has one; sets `loss` and `rows`.
 
-        loss, gradients: the means over this process's `rows` rows, at least one.
+        loss, gradients: the means over this process's `rows` rows; without rows, 0 and None.
         """
         with torch.no_grad():
             for place, grad in enumerate(gradients):
@@ -89,20 +138,10 @@ class Mean:
                 self._present[place] = grad is not None
             self._memory[-2], self._memory[-1] = loss, 1
             self._memory.mul_(rows)
-            self._reduce()
+            dist.all_reduce(self._memory, group=self.group)
+            self.rows.copy_(self._memory[-1])
+            self._memory.div_(self.rows.clamp(min=1))
         return [self._publish(place, grad is not None) for place, grad in enumerate(gradients)]
-
-    def of_others(self) -> list[Tensor | None]:
-        """The same for a process that has no rows."""
-        with torch.no_grad():
-            self._memory.zero_()
-            self._reduce()
-        return [self._publish(place, False) for place in range(len(self.parameters))]
-
-    def _reduce(self) -> None:
-        dist.all_reduce(self._memory, group=self.group)
-        self.rows.copy_(self._memory[-1])
-        self._memory.div_(self.rows.clamp(min=1))
 
     def _publish(self, place: int, present: bool) -> Tensor | None:
         p = self.parameters[place]

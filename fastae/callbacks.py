@@ -11,6 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from fastae._errors import nearest
+from fastae._ranks import Ranks
 from fastae.outputs import write_atomically
 from fastae.run import Callback, Run
 
@@ -81,7 +82,8 @@ class Checkpoint(Callback):
     """Write everything that training needs to go on, bit for bit, to `directory`/checkpoint.safetensors.
 
     The file is replaced as a whole after every `every` epochs: parameters, optimizer, random state, history, the other
-    callbacks (the best weights of `EarlyStopping` among them).
+    callbacks (the best weights of `EarlyStopping` among them). Of several processes rank 0 reads and writes it, and an
+    error there is raised on all; another number of them may go on from it.
 
     Args:
         directory: made if it is missing.
@@ -98,13 +100,16 @@ class Checkpoint(Callback):
         self.every, self.resume = every, resume
 
     def on_train_begin(self, run: Run) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        if self.resume and self.path.exists():
-            run.load_state_dict(self._read())
+        if (state := Ranks().first(self._begin)) is not None:
+            run.load_state_dict(state)
 
     def on_epoch_end(self, run: Run) -> None:
         if run.history.epochs % self.every == 0:
-            self._write(run)
+            Ranks().first(lambda: self._write(run))
+
+    def _begin(self) -> dict[str, Any] | None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        return self._read() if self.resume and self.path.exists() else None
 
     def _write(self, run: Run) -> None:
         from safetensors.torch import save as to_bytes

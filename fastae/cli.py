@@ -17,6 +17,7 @@ from numpy.typing import NDArray
 import fastae
 from fastae import _bench_command, _commands
 from fastae._options import device_named, numbers
+from fastae._ranks import Ranks, launched, own_device, restarts
 from fastae.autoencoder import DenseAutoencoder
 from fastae.data import check_finite, read_array, row_blocks
 from fastae.outputs import check_writable, write_atomically, write_rows
@@ -82,12 +83,24 @@ def cli() -> None:
 @_force
 @click.option("--quiet", is_flag=True, help="No progress, no table.")
 def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **options: Any) -> None:
-    """Train an autoencoder on DATA and save it, its loss curve and (for square images) reconstructions."""
+    """Train an autoencoder on DATA and save it, its loss curve and (for square images) reconstructions.
+
+    Under `torchrun --nproc-per-node N -m fastae train ...` each process takes its share of every batch and rank 0
+    writes; with --checkpoint, a restart of torchrun's (--max-restarts) goes on from the last epoch.
+    """
+    with launched():
+        _train(data, key, out, force, quiet, options)
+
+
+def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, options: dict[str, Any]) -> None:
     from fastae.scaling import Scaler
     from fastae.training import split_rows
 
+    ranks = Ranks()
     _set_up(options["backend"])
-    check_writable(out / "model.safetensors", force)
+    callbacks = _callbacks(options, force, ranks)
+    ranks.first(lambda: check_writable(out / "model.safetensors", force or restarts() > 0))
+    quiet = quiet or ranks.rank > 0
     widths = numbers(options["features"], "--features")
     decoder = options["decoder_features"] and numbers(options["decoder_features"], "--decoder-features")
     x = _read(data, key, widths[0])
@@ -99,7 +112,7 @@ def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **opt
         options["output_activation"],
         decoder,
         options["tied"],
-    ).to(device_named(options["device"]))
+    ).to(device_named(own_device(options["device"])))
     if options["validation"]:
         held_out = _read(options["validation"], key, widths[0])
     else:
@@ -113,9 +126,11 @@ def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **opt
         print(model.summary())
     names = ("epochs", "batch_size", "lr", "optimizer", "weight_decay", "seed", "precision")
     history = model.fit(
-        x, validation_split=0.0, validation_data=held_out if len(held_out) else None, callbacks=_callbacks(options),
+        x, validation_split=0.0, validation_data=held_out if len(held_out) else None, callbacks=callbacks,
         progress=not quiet, **{name: options[name] for name in names},
     )  # fmt: skip
+    if ranks.rank > 0:
+        return
     model.save(out)
     write_atomically({out / "history.json": (json.dumps(history.to_dict(), indent=2) + "\n").encode()})
     pictures = _draw(model, history, held_out if len(held_out) else x, out)
@@ -125,15 +140,24 @@ def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **opt
         sys.exit(130)
 
 
-def _callbacks(options: dict[str, Any]) -> list[fastae.Callback]:
+def _callbacks(options: dict[str, Any], force: bool, ranks: Ranks) -> list[fastae.Callback]:
     callbacks: list[fastae.Callback] = []
     if options["patience"] is not None:
         callbacks.append(fastae.EarlyStopping(options["patience"]))
     if options["checkpoint"] is not None:
-        callbacks.append(fastae.Checkpoint(options["checkpoint"], resume=options["resume"]))
+        checkpoint = fastae.Checkpoint(options["checkpoint"], resume=options["resume"] or restarts() > 0)
+        if ranks.size > 1 and not checkpoint.resume:  # a restart before the first epoch ends must not find an older one
+            ranks.first(lambda: _start_over(checkpoint.path, force))
+        callbacks.append(checkpoint)
     elif options["resume"]:
         raise click.UsageError("--resume needs --checkpoint FOLDER")
     return callbacks
+
+
+def _start_over(checkpoint: Path, force: bool) -> None:
+    if checkpoint.exists() and not force:
+        raise ValueError(f"{checkpoint} exists; add --resume to go on from it, or --force to start over")
+    checkpoint.unlink(missing_ok=True)
 
 
 def _closing(history: fastae.History) -> str:

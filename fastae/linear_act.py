@@ -10,7 +10,7 @@ from fastae_kernels.reference import ACTIVATIONS, DIFFERENTIABLE
 from torch import Tensor, nn
 
 from fastae import _backend, _ops
-from fastae._errors import autocast_dtype, check_tensors, nearest, require_tensors
+from fastae._errors import all_dtensors, autocast_dtype, check_tensors, nearest, require_tensors
 
 # ---------------------------------------------------------------- checks
 
@@ -103,16 +103,18 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
 
     Returns [..., out_features] in x's dtype. fp16 and bf16 accumulate in fp32 and round once; fp32 follows
     `torch.get_float32_matmul_precision()`. Under `torch.autocast` the arguments are cast as those of `F.linear` are.
-    Differentiable twice. Formulas: kernels/README.md.
+    Differentiable twice. DTensors go through PyTorch's own ops. Formulas: kernels/README.md.
 
-    Raises TypeError for a dtype that is not floating point or mixed dtypes, ValueError for shapes or devices that do
-    not fit
-    or an unknown activation, RuntimeError if the backend is "triton" and cannot run here.
+    Raises TypeError for a dtype that is not floating point, mixed dtypes or a DTensor beside plain tensors, ValueError
+    for shapes or devices that do not fit or an unknown activation, RuntimeError if the backend is "triton" and cannot
+    run here.
     """
     require_tensors("linear_act", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     if (dtype := autocast_dtype(x)) is not None:
         x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
     _check(x, weight, bias, activation)
+    if all_dtensors("linear_act", weight=weight, x=x, bias=bias):
+        return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
     backend = _backend.resolve(x, weight.shape[1], x.numel() * weight.shape[0])
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.

@@ -9,7 +9,7 @@ from fastae_kernels.reference import DIFFERENTIABLE
 from torch import Tensor
 
 from fastae import _backend, _ops
-from fastae._errors import autocast_dtype, check_tensors, require_tensors
+from fastae._errors import all_dtensors, autocast_dtype, check_tensors, require_tensors
 from fastae.linear_act import check_activation, check_layer
 from fastae.mse_loss import check_reduction
 
@@ -128,6 +128,10 @@ def linear_act_mse(
         x, weight, target = x.to(dtype), weight.to(dtype), target.to(dtype)
         bias, row_weight = (None if t is None else t.to(dtype) for t in (bias, row_weight))
     _check(x, weight, bias, target, activation, reduction, row_weight)
+    if all_dtensors("linear_act_mse", weight=weight, x=x, bias=bias, target=target, row_weight=row_weight):
+        raise TypeError(
+            "linear_act_mse: weight must be a plain tensor; got DTensors: use mse_loss(linear_act(...), ...)"
+        )
     backend = _backend.resolve(x, weight.shape[1], len(x) * weight.numel())
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):

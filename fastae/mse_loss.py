@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastae import _backend, _ops
-from fastae._errors import autocast_dtype, check_tensors, nearest, require_tensors
+from fastae._errors import all_dtensors, autocast_dtype, check_tensors, nearest, require_tensors
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -69,18 +69,17 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
 
     Returns a scalar (for "none" a tensor of the input's shape) in the input's dtype. fp16 and bf16 are subtracted
     and summed in fp32. Under `torch.autocast` the arguments are cast to fp32, as those of `F.mse_loss` are.
-    Differentiable twice.
+    Differentiable twice. DTensors go through PyTorch's own ops.
 
-    Raises TypeError for a dtype that is not floating point or mixed dtypes; ValueError for shapes that differ (there
-    is no
-    broadcasting), devices that differ or an unknown reduction.
+    Raises TypeError for a dtype that is not floating point, mixed dtypes or a DTensor beside a plain tensor; ValueError
+    for shapes that differ (there is no broadcasting), devices that differ or an unknown reduction.
     """
     require_tensors("mse_loss", input=input, target=target)
     if autocast_dtype(input) is not None:
         input, target = input.float(), target.float()
     _check(input, target, reduction)
-    if reduction == "none":
-        return F.mse_loss(input, target, reduction="none")
+    if reduction == "none" or all_dtensors("mse_loss", input=input, target=target):
+        return F.mse_loss(input, target, reduction=reduction)
     backend = _backend.resolve(input)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return _MSELossFunction.apply(input, target, reduction, backend)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 
+from fastae._errors import is_dtensor
 from fastae.autoencoder import DenseAutoencoder
 from fastae.outputs import write_atomically
 from fastae.scaling import Scaler
@@ -24,6 +25,11 @@ def save(model: DenseAutoencoder, path: str | os.PathLike[str]) -> None:
     """
     from safetensors.torch import save as to_bytes
 
+    if any(map(is_dtensor, model.parameters())):
+        raise TypeError(
+            "save: parameters must be plain tensors; got DTensors: on every rank, gather them with .full_tensor(); on "
+            "rank 0, load them into a model that is not sharded and save that"
+        )
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in model.state_dict().items()}

@@ -95,7 +95,7 @@ class TrainStep:
         """
         count = len(x) if rows is None else len(rows)
         if self._mean is not None and count == 0:
-            gradients = [grad for grad in self._mean.of_others() if grad is not None]
+            gradients = [grad for grad in self._mean(0.0, [None] * len(self._layers.trainable), 0) if grad is not None]
             if not gradients:
                 raise ValueError("TrainStep: a step must have at least one row in the group; got none on any process")
             self._update(gradients)

@@ -15,8 +15,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastae._arrays import CHUNK_VALUES, check_all_finite, check_rows, to_tensor
-from fastae._errors import nearest
+from fastae._errors import is_dtensor, nearest
 from fastae._progress import Progress
+from fastae._ranks import Mean, Ranks, digest
 from fastae.autoencoder import DenseAutoencoder
 from fastae.callbacks import Checkpoint
 from fastae.history import History
@@ -67,6 +68,11 @@ def fit(
 
     Ctrl-C ends training early: the model stays as it is and the history says "interrupted".
 
+    Where `torch.distributed.init_process_group` was called, every process must call `fit`, with the same x and options:
+    each takes its share of every batch, so `batch_size` counts the rows of all, and all end with the weights of rank 0
+    trained as one process would have trained them. Callbacks are called everywhere, a `Checkpoint` writes on rank 0.
+    Ctrl-C then ends the processes: a checkpoint is where to go on.
+
     Raises TypeError or ValueError for data or options that do not fit, and FloatingPointError if the loss stops being
     finite; the model is then back at the last finished epoch, which is also what the last checkpoint holds.
     """
@@ -78,6 +84,11 @@ def fit(
     lr, weight_decay = float(lr), float(weight_decay)
     _check_options(lr, weight_decay, validation_split, precision)
     like = next(model.parameters())
+    if any(map(is_dtensor, model.parameters())):
+        raise TypeError(
+            "fit: parameters must be plain tensors; got DTensors: call fit before fully_shard, or train the sharded "
+            "model in a loop of your own, model.loss(x).backward() and optimizer.step()"
+        )
     made = _optimizer(optimizer, model, lr, weight_decay)
     callbacks = sorted(
         callbacks, key=lambda callback: isinstance(callback, Checkpoint)
@@ -100,13 +111,21 @@ def fit(
         "optimizer": optimizer if isinstance(optimizer, str) else type(optimizer).__name__, "precision": precision,
         "training rows": len(train), "validation rows": len(validation),
     }  # fmt: skip
+    ranks = Ranks()
+    if ranks.size > 1:
+        ranks.check_alike(
+            "fit", settings | {"epochs": epochs, "x": digest(train), "validation data": digest(validation)}
+        )
+        ranks.spread(model.state_dict().values())
     run = Run(model, made, generator, callbacks, settings, len(validation) > 0)
     for callback in callbacks:
         callback.on_train_begin(run)
     model.train()
     try:
-        _train(run, train, validation, epochs, batch_size, precision, progress)
+        _train(run, ranks, train, validation, epochs, batch_size, precision, progress)
     except KeyboardInterrupt:
+        if ranks.size > 1:  # in the middle of a batch, which the others can neither finish nor leave
+            raise
         run.stop("interrupted")
     for callback in callbacks:
         callback.on_train_end(run)
@@ -114,23 +133,24 @@ def fit(
 
 
 def _train(
-    run: Run, train: Tensor, validation: Tensor, epochs: int, batch_size: int, precision: str, progress: bool
-) -> None:
+    run: Run, ranks: Ranks, train: Tensor, validation: Tensor, epochs: int, batch_size: int, precision: str,
+    progress: bool,
+) -> None:  # fmt: skip
     steps = math.ceil(len(train) / batch_size)
     losses = train.new_empty(steps)
     cast = torch.autocast(train.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-    take_step = _step_on(run, train, batch_size, precision, cast)
-    with Progress(epochs, steps, run.history.epochs, enabled=progress) as bar:
+    take_step = _step_on(run, ranks, train, -(-batch_size // ranks.size), precision, cast)
+    with Progress(epochs, steps, run.history.epochs, enabled=progress and ranks.rank == 0) as bar:
         while run.history.epochs < epochs and run.history.stopped is None:
             good = [p.detach().clone() for p in run.model.parameters()]
             started = time.perf_counter()
             order = torch.randperm(len(train), generator=run.generator).to(train.device)
             for step, rows in enumerate(order.split(batch_size)):
-                losses[step] = take_step(rows)
+                losses[step] = take_step(ranks.share(rows))
                 bar.step(step)
             step_losses = losses.tolist()  # the epoch's one wait for the device
             seconds = time.perf_counter() - started
-            val_loss = mean_squared_error(run.model, validation, cast) if run.has_validation else None
+            val_loss = mean_squared_error(run.model, validation, cast, ranks) if run.has_validation else None
             _check_finite(run, step_losses, val_loss, good)
             last_rows = len(train) - (steps - 1) * batch_size
             total = math.fsum(step_losses[:-1]) * batch_size + step_losses[-1] * last_rows
@@ -140,40 +160,55 @@ def _train(
             run.history.rows_per_s.append(len(train) / seconds)
             for callback in run.callbacks:
                 callback.on_epoch_end(run)
+            run.history.stopped = next(filter(None, ranks.all(run.history.stopped)), None)
             bar.epoch(run.history)
 
 
 def _step_on(
-    run: Run, train: Tensor, batch_size: int, precision: str, cast: AbstractContextManager[Any]
+    run: Run, ranks: Ranks, train: Tensor, batch_size: int, precision: str, cast: AbstractContextManager[Any]
 ) -> Callable[[Tensor], Tensor]:
-    """What takes a step on the rows it is given, and returns their loss: a `TrainStep`, or autograd's loop."""
+    """What takes a step on this rank's rows, and returns the loss of all: a `TrainStep`, or autograd's loop."""
     reason = why_not(run.model)
     if reason is None:
-        step = TrainStep(run.model, run.optimizer, batch_size, precision)
+        step = TrainStep(run.model, run.optimizer, batch_size, precision, ranks.group)
         data = train.to(step.dtype)
         return lambda rows: step(data, rows)
-    logger.warning("fit trains this model layer by layer through autograd, not by a TrainStep: %s", reason)
+    if ranks.rank == 0:
+        logger.warning("fit trains this model layer by layer through autograd, not by a TrainStep: %s", reason)
     batch = train.new_empty(batch_size, train.shape[1])  # one buffer: a step is over before the next batch is gathered
+    trainable = [p for p in run.model.parameters() if p.requires_grad]
+    mean = None if ranks.group is None else Mean(trainable, ranks.group)
 
     def autograd_step(rows: Tensor) -> Tensor:
-        with cast:
-            loss = run.model.loss(torch.index_select(train, 0, rows, out=batch[: len(rows)]))
         run.optimizer.zero_grad(set_to_none=True)
-        loss.backward()
+        loss = train.new_zeros(())
+        if len(rows):
+            with cast:
+                loss = run.model.loss(torch.index_select(train, 0, rows, out=batch[: len(rows)]))
+            loss.backward()
+        if mean is not None:
+            mean(loss.detach(), [p.grad for p in trainable], len(rows))
+            loss = mean.loss
         run.optimizer.step()
         return loss.detach()
 
     return autograd_step
 
 
-def mean_squared_error(model: DenseAutoencoder, x: Tensor, cast: AbstractContextManager[Any] | None = None) -> float:
-    """The mean over all values of x [rows, features] of the squared reconstruction error, a chunk of rows at a time."""
+def mean_squared_error(
+    model: DenseAutoencoder, x: Tensor, cast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
+) -> float:
+    """The mean over all values of x [rows, features] of the squared reconstruction error, a chunk of rows at a time.
+
+    Each of the `ranks` computes its share of x, which is the same on all, and so is the result.
+    """
+    mine = x if ranks is None else ranks.share(x)
     step = max(1, CHUNK_VALUES // max(model.features + model.decoder_features))
     total = torch.zeros((), dtype=torch.float64, device=x.device)
     with torch.no_grad(), cast or nullcontext():
-        for rows in x.split(step):
+        for rows in mine.split(step) if len(mine) else ():
             total += mse_loss(model(rows), rows).double() * len(rows)
-    return total.item() / len(x)
+    return (total if ranks is None else ranks.sum(total)).item() / len(x)
 
 
 def split_rows(rows: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
