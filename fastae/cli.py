@@ -98,8 +98,8 @@ def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, opti
 
     ranks = Ranks()
     _set_up(options["backend"])
-    callbacks = _callbacks(options, force, ranks)
     ranks.first(lambda: check_writable(out / "model.safetensors", force or restarts() > 0))
+    callbacks = _callbacks(options, force, ranks)
     quiet = quiet or ranks.rank > 0
     widths = numbers(options["features"], "--features")
     decoder = options["decoder_features"] and numbers(options["decoder_features"], "--decoder-features")

@@ -11,11 +11,12 @@ import numpy as np
 import pytest
 import torch
 import torch.distributed as dist
+from click.testing import CliRunner
 from pair import Pair
 from torch import Tensor
 
 import fastae
-from fastae import Callback, Checkpoint, DenseAutoencoder, EarlyStopping
+from fastae import Callback, Checkpoint, DenseAutoencoder, EarlyStopping, cli
 
 
 @pytest.fixture(scope="module")
@@ -305,6 +306,34 @@ def test_rank_0_alone_shows_progress(pair: Pair) -> None:
     first, second = pair(progress)
     assert [line.split()[1] for line in first.splitlines()] == ["1/4", "2/4", "3/4", "4/4"]
     assert second == ""
+
+
+# ---------------------------------------------------------------- the command line
+
+
+def command(*arguments: str) -> tuple[str, str]:
+    """What `fastae` prints on this rank, or the error that ends it."""
+    result = CliRunner().invoke(cli.cli, arguments)
+    return result.output, repr(result.exception or "")
+
+
+def test_an_older_checkpoint_is_neither_lost_nor_mistaken_for_this_runs(pair: Pair, tmp_path: Path) -> None:
+    np.save(tmp_path / "rows.npy", data())
+    older = tmp_path / "older" / "checkpoint.safetensors"
+    older.parent.mkdir()
+    older.write_text("older")
+    train = ["train", f"{tmp_path / 'rows.npy'}", "--features", "12,3", "--epochs", "1", "--batch-size", "16"]
+    train += ["--out", f"{tmp_path / 'model'}", "--checkpoint", f"{older.parent}"]
+    for _, error in pair(command, *train):
+        assert f"{older} exists; add --resume to go on from it, or --force to start over" in error
+    assert older.read_text() == "older"
+    assert not (tmp_path / "model").exists()
+    (first, error), (second, _) = pair(command, *train, "--force")
+    assert not eval(error), error
+    assert "saved" in first
+    assert second == ""
+    for _, error in pair(command, *train, "--resume"):
+        assert "model.safetensors exists; add --force to overwrite it" in error
 
 
 # ---------------------------------------------------------------- TrainStep
