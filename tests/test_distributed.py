@@ -327,7 +327,7 @@ def test_an_older_checkpoint_is_neither_lost_nor_mistaken_for_this_runs(pair: Pa
     for _, error in pair(command, *train):
         assert f"{older} exists; add --resume to go on from it, or --force to start over" in error
     assert older.read_text() == "older"
-    assert not (tmp_path / "model").exists()
+    assert not list((tmp_path / "model").iterdir())
     (first, error), (second, _) = pair(command, *train, "--force")
     assert not eval(error), error
     assert "saved" in first
