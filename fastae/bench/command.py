@@ -72,6 +72,7 @@ class Options:
             if case.level in levels
             and case.precision in precisions
             and (not self.networks or case.size.network in self.networks)
+            and (self.device == "cpu" or case.level != "startup")  # whose programs run on the CPU
         ]
 
     @property

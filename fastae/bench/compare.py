@@ -29,7 +29,8 @@ def compare(old: Results, new: Results) -> tuple[list[Change], list[str]]:
 
     A case is slower if our time is longer beyond the noise, and so is our time relative to the first baseline of both
     reports, which took turns with us: a busy machine lengthens the one and not the other. Between two machines the
-    relative time decides alone, without a baseline the time. Beyond the noise: each median lies outside the other's 10
+    relative time decides alone, without a baseline the time; between two machines and without one, nothing. Beyond the
+    noise: each median lies outside the other's 10
     to 90 % quantiles, and they are 5 % apart.
     """
     before = {m.key: m for m in old.measured}

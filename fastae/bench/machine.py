@@ -43,7 +43,7 @@ def _version(package: str) -> str:
 
 
 def commit() -> str:
-    """Of the checkout that fastae runs from, "+" if its package has changed since; or that there is none."""
+    """Of the checkout that fastae runs from, and whether files have changed since; or that there is none."""
     folder = Path(fastae.__file__).parent
     try:
         head = _git(folder, "rev-parse", "--short=12", "HEAD")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fastae.bench.results import Curve, Measured, Results
+from fastae.bench.spread import Spread
 from fastae.plots import new_figure
 
 COLOURS = {"fastae": "#1b6ca8", "idiom": "#b8b8b8", "tuned": "#e07b39", "compiled": "#6a994e"}
@@ -35,37 +36,49 @@ def _png(figure: Any) -> bytes:
 
 
 def _ratio_bars(measured: Sequence[Measured], results: Results) -> Any:
-    """A group of bars for each case, the first case on top; whiskers are the 10 and 90 % quantiles."""
+    """A panel for each precision; in it a group of bars for each case, the first case on top."""
     sides = [s for s in ("idiom", "tuned", "compiled") if any(s in m.ratios for m in measured)]
     sides += [s for s in dict.fromkeys(s for m in measured for s in m.ratios) if s not in sides]
-    step = len(sides) + 1.2
-    figure = new_figure(9.0, 1.5 + BAR_INCHES * step * len(measured))
-    axes = figure.subplots()
-    for i, side in enumerate(sides):
-        shown = [(n, m.ratios[side]) for n, m in enumerate(measured) if side in m.ratios]
-        y = [n * step + i for n, _ in shown]
-        widths = [r.median for _, r in shown]
-        whiskers = [[r.median - r.low for _, r in shown], [r.high - r.median for _, r in shown]]
-        colour = COLOURS.get(side, OTHER_COLOUR)
-        axes.barh(y, widths, height=0.9, color=colour, label=f"{side}'s time / fastae's", xerr=whiskers,
-                  error_kw={"elinewidth": 0.8, "ecolor": "#303030"})  # fmt: skip
-        for place, ratio in zip(y, (r for _, r in shown), strict=True):
-            axes.annotate(f"{ratio.median:.2f}", (ratio.high, place), xytext=(3, 0), textcoords="offset points",
-                          va="center", fontsize=6.5)  # fmt: skip
     kinds = len({m.what for m in measured}) > 1
-    names = [f"{m.what + '  ' if kinds else ''}{m.label} x {m.batch:,}  {m.precision}" for m in measured]
-    axes.set_yticks([n * step + (len(sides) - 1) / 2 for n in range(len(names))], names, fontsize=7.5)
-    axes.set_ylim(step * len(measured) - 1.2, -1.2)
-    most = max(r.high for m in measured for r in m.ratios.values())
-    axes.set_xlim(0, max(1.2, most * 1.08))
-    axes.axvline(1.0, color="black", linewidth=1.2)
-    axes.set_xlabel("above 1: fastae is faster")
-    axes.grid(axis="x", alpha=0.3)
-    axes.set_axisbelow(True)
-    axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncol=len(sides), frameon=False, fontsize=8)
-    figure.suptitle(f"{_title(measured[0])}\n{results.machine['machine'].split(', ')[0]}, "
+    names = list(dict.fromkeys(_name(m, kinds) for m in measured))
+    precisions = list(dict.fromkeys(m.precision for m in measured))
+    step = len(sides) + 1.2
+    figure = new_figure(2.6 + 4.4 * len(precisions), 1.5 + BAR_INCHES * step * len(names))
+    panels = figure.subplots(1, len(precisions), squeeze=False, sharey=True)[0]
+    for axes, precision in zip(panels, precisions, strict=True):
+        here = {names.index(_name(m, kinds)): m.ratios for m in measured if m.precision == precision}
+        for i, side in enumerate(sides):
+            shown = {row * step + i: ratios[side] for row, ratios in here.items() if side in ratios}
+            _bars(axes, shown, COLOURS.get(side, OTHER_COLOUR), f"{side}'s time / fastae's")
+        most = max(r.high for ratios in here.values() for r in ratios.values())
+        axes.set_xlim(0, max(1.25, most * 1.12))
+        axes.axvline(1.0, color="black", linewidth=1.2, zorder=3)
+        axes.set_title(precision, fontsize=9)
+        axes.set_xlabel("above 1: fastae is faster", fontsize=8)
+        axes.tick_params(labelsize=7.5)
+        axes.grid(axis="x", alpha=0.3)
+        axes.set_axisbelow(True)
+    panels[0].set_yticks([row * step + (len(sides) - 1) / 2 for row in range(len(names))], names)
+    panels[0].set_ylim(step * len(names) - 1.2, -1.2)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncol=len(sides), fontsize=8)
+    figure.suptitle(f"{_title(measured[0])}: {results.machine['machine'].split(', ')[0]}, "
                     f"{results.machine['versions'].split(', ')[2]}", fontsize=9)  # fmt: skip
     return figure
+
+
+def _bars(axes: Any, shown: Mapping[float, Spread], colour: str, label: str) -> None:
+    """Whiskers are the 10 and 90 % quantiles."""
+    whiskers = [[r.median - r.low for r in shown.values()], [r.high - r.median for r in shown.values()]]
+    axes.barh(list(shown), [r.median for r in shown.values()], height=0.9, color=colour, label=label, xerr=whiskers,
+              error_kw={"elinewidth": 0.8, "ecolor": "#303030"})  # fmt: skip
+    for place, ratio in shown.items():
+        axes.annotate(f"{ratio.median:.2f}", (ratio.high, place), xytext=(3, 0), textcoords="offset points",
+                      va="center", fontsize=6.5, zorder=4,
+                      bbox={"facecolor": "white", "edgecolor": "none", "pad": 0.3, "alpha": 0.8})  # fmt: skip
+
+
+def _name(m: Measured, with_what: bool) -> str:
+    return f"{m.what + '  ' if with_what else ''}{m.label} x {m.batch:,}"
 
 
 def _title(m: Measured) -> str:

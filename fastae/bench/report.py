@@ -27,9 +27,11 @@ compared first: where it differs there is no ratio.
 - *tuned*: resident data, `index_select`, `Adam(fused=True)`, `set_to_none`; without gradients, activations in place.
 - *compiled*: `torch.compile` with its defaults, of tuned's forward pass and loss.
 - *products*: the share of our time that the bare matrix products take, each by the faster of PyTorch's libraries.
-- *of roof*: our FLOP/s, those of the products, as a share of the best rate of a product measured on this machine.
+- *FLOP/s*, *bytes/s*: ours, those of the products and of each tensor moved once, as a share of the best rate of a
+  product and of a copy measured on this machine; bytes above 100 % come from the caches.
 
-All at the precision of the row; a step in bfloat16 trains fp32 parameters under autocast.
+`linear_act` is the network's first layer, `linear_act_mse` its last, with all gradients; `mse_loss` has one. `fit` runs
+4,096 rows where memory allows and the batch does not ask for more. All at the precision of the row; a step in bfloat16 trains fp32 parameters under autocast.
 """
 
 
@@ -82,18 +84,23 @@ def table(measured: Sequence[Measured], results: Results) -> str:
     sides = [side for side in SIDE_ORDER if any(side in m.took or side in m.refused for m in measured)]
     kinds = len({m.what for m in measured}) > 1
     has_rows, has_products = any(m.rows > 1 for m in measured), any(FLOOR in m.took for m in measured)
-    has_roof = any(m.flops for m in measured)
+    has_work = any(m.moved for m in measured)
     header = ["what"] * kinds + [
         "network",
         "rows" if measured[0].level in ("score", "encode") else "batch",
         "precision",
     ]
-    header += ["fastae"] + ["rows/s"] * has_rows + sides + ["products"] * has_products + ["of roof"] * has_roof
+    header += (
+        ["fastae"] + ["rows/s"] * has_rows + sides + ["products"] * has_products + ["FLOP/s", "bytes/s"] * has_work
+    )
     lines = []
     for m in measured:
         cells = [m.what] * kinds + [f"{m.network} {m.label}", f"{m.batch:,}", m.precision, duration(m.ours)]
         cells += [f"{m.rows / m.ours.median:,.0f}"] * has_rows + [ratio_cell(m, side) for side in sides]
-        cells += [percent(m.products)] * has_products + [percent(results.roof_share(m))] * has_roof
+        cells += [percent(m.products)] * has_products + [
+            percent(results.roof_share(m)),
+            percent(results.copy_share(m)),
+        ] * has_work
         lines.append(cells)
     return _markdown_table(header, lines)
 

@@ -133,6 +133,10 @@ class Results:
         rate, roof = m.flops_per_s, self.flops_per_s.get(m.precision)
         return rate / roof if rate and roof else None
 
+    def copy_share(self, m: Measured) -> float | None:
+        """The bytes that have to be moved, per second, as a share of the copy's; above 1 where caches serve them."""
+        return m.moved / m.ours.median / self.bytes_per_s if m.moved else None
+
     def to_json(self) -> str:
         return json.dumps({"format": FORMAT, **asdict(self)}, indent=1) + "\n"
 

@@ -29,7 +29,7 @@ class Effort:
     compile_cold: bool = True  # in start-up, where nothing is in a cache yet
 
 
-FULL, QUICK = Effort(), Effort(9, 0.02, 2.0, 3, 3, compile_cold=False)
+FULL, QUICK = Effort(), Effort(9, 0.02, 2.0, 2, 3, compile_cold=False)
 
 
 @dataclass
