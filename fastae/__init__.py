@@ -10,6 +10,7 @@ from fastae.linear_act_mse import linear_act_mse
 from fastae.mse_loss import MSELoss, mse_loss
 from fastae.patch import PatchReport, patch, unpatch
 from fastae.persistence import load
+from fastae.profile import profile
 from fastae.run import Callback
 from fastae.scaling import Scaler
 from fastae.train_step import TrainStep
@@ -33,6 +34,7 @@ __all__ = [
     "load",
     "mse_loss",
     "patch",
+    "profile",
     "set_backend",
     "unpatch",
     "use_backend",

@@ -1,4 +1,4 @@
-"""The commands that look at a model of any width without training it: `fastae explain`."""
+"""The commands that look at a model of any width: `fastae explain` and `fastae profile`."""
 
 from __future__ import annotations
 
@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import click
+import torch
 
 import fastae
-from fastae._options import numbers
+from fastae._options import device_named, numbers
 from fastae.autoencoder import DenseAutoencoder
+from fastae.outputs import check_writable
 
 _model = click.argument("model", required=False, type=click.Path(path_type=Path))
 _features = click.option("--features", help="Widths from the input to the code, instead of MODEL: 784,256,128.")
@@ -32,6 +34,28 @@ def explain(model: Path | None, features: str | None, activation: str, batch: in
     """Which implementation runs each op of a training step, why, and what it costs; no data, no GPU needed."""
     found = fastae.explain(_loaded(model, features, activation, "meta"), batch, gpu, precision)
     print(json.dumps(found.to_dict(), indent=2) if as_json else found)
+
+
+@click.command()
+@_model
+@_features
+@_activation
+@_batch
+@_precision
+@click.option("--steps", default=20, show_default=True, help="How many are profiled.")
+@click.option("--trace", type=click.Path(path_type=Path, dir_okay=False), help="Write a .json that Perfetto opens.")
+@click.option("--force", is_flag=True, help="Overwrite what is there.")
+@click.option("--device", default="auto", show_default=True, help="auto, cpu, cuda, cuda:1, ...")
+def profile(model: Path | None, features: str | None, activation: str, batch: int, precision: str, steps: int,
+            trace: Path | None, force: bool, device: str) -> None:  # fmt: skip
+    """Where the time of a training step goes, op by op, on rows drawn at random."""
+    if batch < 1:
+        raise ValueError(f"--batch must be at least 1; got {batch}")
+    if trace is not None:
+        check_writable(trace, force)
+    ae = _loaded(model, features, activation, "cpu").to(device_named(device))
+    rows = torch.rand(batch, ae.features[0], generator=torch.Generator().manual_seed(0))
+    fastae.profile(ae, rows, steps=steps, precision=precision, trace=trace)
 
 
 def _loaded(path: Path | None, features: str | None, activation: str, device: str) -> DenseAutoencoder:

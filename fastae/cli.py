@@ -253,6 +253,7 @@ def verify(parts: tuple[str, ...], quick: bool, seed: int | None, target: str | 
 
 cli.add_command(_commands.explain)
 cli.add_command(_bench_command.bench)
+cli.add_command(_commands.profile)
 
 
 def _read(source: str, key: str | None, width: int) -> NDArray[Any]:

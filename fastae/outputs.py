@@ -27,6 +27,15 @@ def write_atomically(files: Mapping[Path, bytes]) -> None:
             part.replace(path)
 
 
+@contextmanager
+def replaced_when_complete(path: Path) -> Iterator[Path]:
+    """A file to write to, put in place of `path` at the end, unless the block raised."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with _part(path) as part:
+        yield part
+        part.replace(path)
+
+
 def check_writable(path: Path, force: bool) -> None:
     """Before the work starts: an error if `path` exists (without force) or its folder cannot be written."""
     if path.exists() and not force:
