@@ -30,8 +30,9 @@ compared first: where it differs there is no ratio.
 - *FLOP/s*, *bytes/s*: ours, those of the products and of each tensor moved once, as a share of the best rate of a
   product and of a copy measured on this machine; bytes above 100 % come from the caches.
 
-`linear_act` is the network's first layer, `linear_act_mse` its last, with all gradients; `mse_loss` has one. `fit` runs
-4,096 rows where memory allows and the batch does not ask for more. All at the precision of the row; a step in bfloat16 trains fp32 parameters under autocast.
+`linear_act` is the network's first layer, `linear_act_mse` its last, with all gradients; `mse_loss` has one. An epoch
+of `fit` has 4,096 rows or three batches, of very wide rows fewer. All at the precision of the row; a step in bfloat16
+trains fp32 parameters under autocast.
 """
 
 
