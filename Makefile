@@ -8,7 +8,7 @@ READY  := $(VENV)/.ready
 help:
 	@echo "make demo    train the MNIST autoencoder beside plain PyTorch; results in runs/demo"
 	@echo "make test    run the tests, and fastae verify --quick (no GPU needed)"
-	@echo "make bench   measure fastae beside PyTorch on this machine (15 minutes); the report in bench/results"
+	@echo "make bench   measure fastae beside PyTorch on this machine (15 minutes); bench/results, and the README from it"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code the way 'make lint' wants it"
 	@echo "make clean   remove the environment and caches"
@@ -30,6 +30,7 @@ test: $(READY)
 
 bench: $(READY)
 	$(BIN)/fastae bench --report bench/results
+	$(BIN)/python bench/readme.py
 
 lint: $(READY)
 	$(BIN)/ruff check .

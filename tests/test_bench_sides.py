@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastae.bench import clocks, epochs, startup
 from fastae.bench.cases import LEVELS, Case, all_cases, cases_at, quick_cases
-from fastae.bench.growth import AXES, Point, measure_growth
+from fastae.bench.growth import Point, measure_growth
 from fastae.bench.memory import peaks_mib
 from fastae.bench.plain import PlainAutoencoder
 from fastae.bench.products import multiplications
@@ -217,17 +217,24 @@ def test_roofs_are_positive_rates(monkeypatch) -> None:
     assert min(*roof.flops_per_s.values(), roof.bytes_per_s) > 0
 
 
-def test_memory_grows_with_the_layers_and_time_is_taken_at_every_point(monkeypatch) -> None:
+def test_memory_grows_with_the_layers() -> None:
     small, large = Point("width", [64, 32, 16], 32), Point("width", [1024, 512, 256], 32)
-    peaks = peaks_mib("tuned", [small, large])
+    peaks = peaks_mib("tuned", [small, large], CPU)
     parameters = 2 * (1024 * 512 + 512 * 256)
     assert not peaks or peaks[1] - peaks[0] > 4 * 4 * parameters / 2**20 * 0.9  # weights, gradients, two averages
-    points = [Point("rows", [12, 8, 4], 16, rows) for rows in (16, 32, 64)]
-    monkeypatch.setitem(AXES, "rows", ("epoch", points))
-    for axis in ("batch", "width", "depth"):
-        monkeypatch.delitem(AXES, axis)
-    curves = list(measure_growth(CPU, ONCE))
-    assert [(c.side, c.x, len(c.seconds)) for c in curves] == [(s, [16, 32, 64], 3) for s in (OURS, "tuned")]
+
+
+def test_curves_have_a_time_at_every_point(monkeypatch) -> None:
+    monkeypatch.setattr("fastae.bench.memory.peaks_mib", lambda side, points, device: [5.0] * len(points))
+    steps = [Point("depth", [8] * depth, 16) for depth in (2, 3, 4)]
+    monkeypatch.setattr("fastae.bench.growth.AXES", {
+        "depth": ("step", steps), "rows": ("epoch", [Point("rows", [12, 8, 4], 16, rows) for rows in (16, 32, 48, 64)]),
+    })  # fmt: skip
+    curves = list(measure_growth(CPU, replace(ONCE, points=3)))
+    assert [(c.axis, c.side, c.x) for c in curves] == [
+        (axis, side, x) for axis, x in (("depth", [2, 4, 6]), ("rows", [16, 48, 64])) for side in (OURS, "tuned")
+    ]
+    assert all(len(c.seconds) == 3 and min(c.medians) > 0 and c.peak_mib == [5.0] * 3 for c in curves)
 
 
 @pytest.mark.gpu
@@ -238,3 +245,19 @@ def test_a_micro_run_of_every_case_on_a_gpu(case: Case) -> None:
     assert times.refused == {}
     assert {OURS, "tuned"} <= set(next(iter(times.seconds.values()))) <= {*case.names(cuda, ONCE), FLOOR}
     assert case.level == "fit" or list(times.seconds) == ["step", "host", "kernel"]
+
+
+@pytest.mark.gpu
+@pytest.mark.filterwarnings("default")
+@pytest.mark.parametrize("level", ["step", "score", "op"])
+def test_the_modes_of_torch_compile_on_a_gpu(level: str) -> None:
+    case = next(case for case in CASES if case.level == level)
+    times = case.measure(torch.device("cuda"), replace(ONCE, compile=True))
+    assert (times.refused, times.missing) == ({}, {})
+
+
+@pytest.mark.gpu
+def test_peaks_of_memory_on_a_gpu() -> None:
+    small, large = Point("width", [64, 32, 16], 32), Point("width", [1024, 512, 256], 32)
+    peaks = peaks_mib("tuned", [small, large], torch.device("cuda"))
+    assert peaks[1] - peaks[0] > 4 * 4 * 2 * (1024 * 512 + 512 * 256) / 2**20 * 0.9

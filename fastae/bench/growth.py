@@ -61,7 +61,7 @@ def measure_growth(device: torch.device, effort: Effort) -> Iterator[Curve]:
     clock = next(iter(clocks(device).values()))
     axes = {axis: (what, spaced(points, effort.points)) for axis, (what, points) in AXES.items()}
     every = [point for _, points in axes.values() for point in points]
-    memory = {name: peaks_mib(name, every) if device.type == "cpu" else [] for name in SIDES}
+    memory = {name: peaks_mib(name, every, device) for name in SIDES}
     for axis, (what, points) in axes.items():
         took: dict[str, list[list[float]]] = {name: [] for name in SIDES}
         for point in points:

@@ -18,8 +18,10 @@ from fastae.bench.growth import Point, prepare
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peaks_mib(side: str, points: Sequence[Point]) -> list[float]:
+def peaks_mib(side: str, points: Sequence[Point], device: torch.device) -> list[float]:
     """Of each point, beyond what its data and initial weights take; [] where the system does not tell (Linux does)."""
+    if device.type != "cpu":
+        return [_cuda_peak_mib(prepare(side, point, device)) for point in points]
     if not (STATUS.exists() and os.access(CLEAR, os.W_OK)):
         return []
     # Blocks of 64 KiB and more go back to the system when they are freed: what one point leaves is not in the next.
@@ -42,6 +44,17 @@ def _peak_mib(make: Callable[[], Callable[[], object]]) -> float:
     for _ in range(3):
         work()
     return (_status_kib("VmHWM") - before) / 1024
+
+
+def _cuda_peak_mib(make: Callable[[], Callable[[], object]]) -> float:
+    """The same from PyTorch's allocator. Not yet run."""
+    gc.collect()
+    torch.cuda.reset_peak_memory_stats()
+    before = torch.cuda.memory_allocated()
+    work = make()
+    for _ in range(3):
+        work()
+    return (torch.cuda.max_memory_allocated() - before) / 2**20
 
 
 def _status_kib(name: str) -> int:
