@@ -4,10 +4,11 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 
-.PHONY: help setup demo test bench lint format clean
+.PHONY: help setup demo test test-integrations bench lint format clean
 help:
 	@echo "make demo    train the MNIST autoencoder beside plain PyTorch; results in runs/demo"
 	@echo "make test    run the tests, and fastae verify --quick (no GPU needed)"
+	@echo "make test-integrations  the tests that need other packages or a C++ compiler; installs the packages"
 	@echo "make bench   measure fastae beside PyTorch on this machine (15 minutes); bench/results, and the README from it"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code the way 'make lint' wants it"
@@ -27,6 +28,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest
 	$(BIN)/fastae verify --quick --seed 0
+
+test-integrations: $(READY)
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations]'
+	$(BIN)/python -m pytest -m integrations
 
 bench: $(READY)
 	$(BIN)/fastae bench --report bench/results

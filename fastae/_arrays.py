@@ -47,7 +47,8 @@ def in_chunks(function: Callable[[Tensor], Tensor], x: Rows, width: int, widest:
     step = max(1, CHUNK_VALUES // widest)
     if isinstance(x, Tensor):
         with torch.no_grad():
-            if x.dim() != 2 or len(x) <= step:
+            # Tracing is for all numbers of rows at once, and chooses the memory itself.
+            if torch.compiler.is_compiling() or x.dim() != 2 or len(x) <= step:
                 return function(x)
             return _joined(function, x, step, lambda rows: rows)
     check_rows(x, width, name)

@@ -9,7 +9,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cache
+from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
 from typing import Any
@@ -92,7 +92,13 @@ class Elsewhere:
 
 
 def resolve(x: Tensor | Elsewhere, width: int = 0, multiply_adds: int = 0) -> str:
-    """ "torch", "onednn" or "triton" for a call on `x`: a product of `multiply_adds`, each sum of `width` terms."""
+    """ "torch", "onednn" or "triton" for a call on `x`: a product of `multiply_adds`, each sum of `width` terms.
+
+    Under `torch.compile` it is the backend in force, "auto" included: each call of the compiled code decides, as a
+    decision made here would hold for this number of rows alone.
+    """
+    if torch.compiler.is_compiling():
+        return _current
     return decide(x, width, multiply_adds)[0]
 
 
@@ -116,10 +122,23 @@ def decide(x: Tensor | Elsewhere, width: int, multiply_adds: int) -> tuple[str, 
 
 @cache
 def op(backend: str, name: str) -> Callable[..., Any]:
-    """The implementation of an op: a twin, the twin on oneDNN, or a Triton launcher."""
+    """The implementation of an op: a twin, the twin on oneDNN, a Triton launcher, or the choice between them."""
+    if backend == "auto":
+        return partial(_chosen, name)
     module = {"torch": "reference", "onednn": "onednn"}.get(backend, KERNELS[name])
     implementation: Callable[..., Any] = getattr(import_module(f"fastae_kernels.{module}"), name)
     return implementation
+
+
+def _chosen(name: str, *args: Any, **options: Any) -> Any:
+    """An op on the implementation that `auto` takes for its arguments."""
+    first, second = args[0], args[1]
+    width, multiply_adds = 0, 0
+    if name in ("linear_wgrad", "linear_dgrad_act"):  # dp [M, N], x [M, K] or w [N, K]
+        width, multiply_adds = second.shape[1], first.numel() * second.shape[1]
+    elif name in ("linear_act_fwd", "linear_act_mse"):  # x [M, K], w [N, K]
+        width, multiply_adds = second.shape[1], first.numel() * second.shape[0]
+    return op(resolve(first, width, multiply_adds), name)(*args, **options)
 
 
 def _why_not_onednn(x: Tensor | Elsewhere) -> str | None:

@@ -51,6 +51,11 @@ def autocast_dtype(x: Tensor) -> torch.dtype | None:
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else None
 
 
+def autocast(t: Tensor, dtype: torch.dtype) -> Tensor:
+    """t as autocast hands it to an op: in `dtype`, but for fp64 and what is not floating point."""
+    return t if t.dtype == torch.float64 or not t.is_floating_point() else t.to(dtype)
+
+
 def check_tensors(function: str, **tensors: Tensor | None) -> None:
     """All of one supported floating-point dtype and on one device; the first argument sets the example."""
     first, *others = ((name, t) for name, t in tensors.items() if t is not None)

@@ -15,7 +15,9 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
+import torch
 import torch.nn.functional as F
+from fastae_kernels.reference import DIFFERENTIABLE
 from torch import Tensor, nn
 
 from fastae._activations import changed_by_module, of_module
@@ -35,6 +37,8 @@ class PatchedLinear(LinearAct):
     def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
         if activation is None:
             return F.linear(x, self.weight, self.bias)
+        if x.is_complex():  # which has no kernel
+            return DIFFERENTIABLE[activation](F.linear(x, self.weight, self.bias))
         return linear_act(x, self.weight, self.bias, activation)
 
     def _get_name(self) -> str:
@@ -42,16 +46,15 @@ class PatchedLinear(LinearAct):
 
 
 class PatchedMSELoss(MSELoss, nn.MSELoss):
-    """An `nn.MSELoss` on `fastae.mse_loss`; what that refuses (broadcasting, mixed dtypes) is left to PyTorch."""
+    """An `nn.MSELoss` on `fastae.mse_loss`; what that refuses (broadcasting) is left to PyTorch."""
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         if (
             isinstance(input, Tensor)
             and isinstance(target, Tensor)
             and input.shape == target.shape
-            and input.dtype == target.dtype
             and input.device == target.device
-            and input.dtype in FLOATS
+            and torch.promote_types(input.dtype, target.dtype) in FLOATS
         ):
             return mse_loss(input, target, self.reduction)
         return F.mse_loss(input, target, reduction=self.reduction)

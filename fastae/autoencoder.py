@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from fastae._arrays import in_chunks
 from fastae._errors import autocast_dtype
+from fastae._foreign import kernels_take, refuse_torchscript
 from fastae._layers import plan_of, weight_of, why_not_plain
 from fastae._schedule import Plan
 from fastae._stack import stack_encode, stack_loss, stack_score
@@ -122,7 +123,7 @@ class DenseAutoencoder(nn.Module):
 
         fp32 (fp64 for fp64). All layers and the loss are one autograd function where x is [rows, features[0]], the
         layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, and under
-        `torch.autocast`, the layers are called one by one.
+        `torch.autocast`, `torch.compile` and `torch.func`, the layers are called one by one.
         """
         target = x if target is None else target
         if not self._fuses(x, target):
@@ -134,6 +135,7 @@ class DenseAutoencoder(nn.Module):
         like = next(self.parameters())
         return (
             isinstance(x, Tensor)
+            and not torch.compiler.is_compiling()  # one op for all layers would fix what depends on the number of rows
             and x.dim() == 2
             and x.shape[1] == self.features[0]
             and x.dtype == like.dtype
@@ -143,6 +145,7 @@ class DenseAutoencoder(nn.Module):
             and autocast_dtype(x) is None
             and type(self).forward is DenseAutoencoder.forward
             and why_not_plain(self) is None
+            and kernels_take("DenseAutoencoder", x, target)
         )
 
     def _stack(self, layers: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor | None], Plan]:
@@ -184,6 +187,9 @@ class DenseAutoencoder(nn.Module):
         from fastae.training import fit
 
         return fit(self, x, **options)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_torchscript("DenseAutoencoder")
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, for `DenseAutoencoder(**config)`."""

@@ -8,9 +8,11 @@ from typing import Any
 import torch
 from fastae_kernels.reference import ACTIVATIONS, DIFFERENTIABLE
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastae import _backend, _ops
-from fastae._errors import all_dtensors, autocast_dtype, check_tensors, nearest, require_tensors
+from fastae._errors import all_dtensors, autocast, autocast_dtype, check_tensors, nearest, require_tensors
+from fastae._foreign import kernels_take, refuse_torchscript
 
 # ---------------------------------------------------------------- checks
 
@@ -103,17 +105,24 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
 
     Returns [..., out_features] in x's dtype. fp16 and bf16 accumulate in fp32 and round once; fp32 follows
     `torch.get_float32_matmul_precision()`. Under `torch.autocast` the arguments are cast as those of `F.linear` are.
-    Differentiable twice. DTensors go through PyTorch's own ops. Formulas: kernels/README.md.
+    Differentiable twice. Where kernels do not apply, PyTorch's own ops compute it: under `torch.func` (`vmap`, `grad`,
+    `jvp`) and forward-mode derivatives, for tensor subclasses (DTensor) and sparse or nested tensors, and in
+    `torch.export`. Formulas: kernels/README.md.
 
-    Raises TypeError for a dtype that is not floating point, mixed dtypes or a DTensor beside plain tensors, ValueError
-    for shapes or devices that do not fit or an unknown activation, RuntimeError if the backend is "triton" and cannot
-    run here.
+    Raises TypeError for a dtype that is not floating point, mixed dtypes or DTensors among plain tensors, ValueError
+    for shapes or devices that do not fit or an unknown activation, RuntimeError under TorchScript or if the backend is
+    "triton" and cannot run here.
     """
+    if has_torch_function_variadic(x, weight, bias):
+        result: Tensor = handle_torch_function(linear_act, (x, weight, bias), x, weight, bias, activation)
+        return result
     require_tensors("linear_act", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
     if (dtype := autocast_dtype(x)) is not None:
-        x, weight, bias = x.to(dtype), weight.to(dtype), None if bias is None else bias.to(dtype)
+        x, weight = autocast(x, dtype), autocast(weight, dtype)
+        bias = None if bias is None else autocast(bias, dtype)
     _check(x, weight, bias, activation)
-    if all_dtensors("linear_act", weight=weight, x=x, bias=bias):
+    if not kernels_take("linear_act", x, weight, bias):
+        all_dtensors("linear_act", weight=weight, x=x, bias=bias)
         return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
     backend = _backend.resolve(x, weight.shape[1], x.numel() * weight.shape[0])
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
@@ -126,6 +135,8 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
         y, _ = _ops.linear_act_fwd(rows, weight, bias, activation, False, backend)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
+
+linear_act.__prepare_scriptable__ = lambda: refuse_torchscript("linear_act")  # type: ignore[attr-defined]
 
 # ---------------------------------------------------------------- module
 
@@ -156,6 +167,9 @@ class LinearAct(nn.Linear):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear_act(x, self.weight, self.bias, self.activation)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_torchscript("LinearAct")
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, activation={self.activation!r}"

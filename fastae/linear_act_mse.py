@@ -7,9 +7,11 @@ from typing import Any
 import torch
 from fastae_kernels.reference import DIFFERENTIABLE
 from torch import Tensor
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastae import _backend, _ops
-from fastae._errors import all_dtensors, autocast_dtype, check_tensors, require_tensors
+from fastae._errors import all_dtensors, autocast, autocast_dtype, check_tensors, require_tensors
+from fastae._foreign import kernels_take, refuse_torchscript
 from fastae.linear_act import check_activation, check_layer
 from fastae.mse_loss import check_reduction
 
@@ -80,15 +82,22 @@ def _differentiable_backward(
     """The same gradients, recomputed from PyTorch's differentiable ops."""
     # Views, so that one tensor in two places (x is w, say) still gets a gradient for each place.
     inputs = [None if t is None else t.view_as(t) for t in (x, w, b)]
-    y = DIFFERENTIABLE[ctx.activation](torch.nn.functional.linear(*inputs))  # type: ignore[arg-type]
-    wide = torch.promote_types(y.dtype, torch.float32)
-    errors = (y.to(wide) - target.to(wide)).square()
-    errors = errors if row_weight is None else errors * row_weight.unsqueeze(1)
-    loss = errors.mean(1) if ctx.reduction == "none" else errors.sum()
-    loss = loss / max(errors.numel(), 1) if ctx.reduction == "mean" else loss
+    loss = _eager(inputs[0], inputs[1], inputs[2], target, row_weight, ctx.activation, ctx.reduction)  # type: ignore[arg-type]
     wanted = [t for t, need in zip(inputs, needs, strict=True) if t is not None and need]
     grads = iter(torch.autograd.grad(loss, wanted, grad_output, create_graph=True))
     return tuple(next(grads) if t is not None and need else None for t, need in zip(inputs, needs, strict=True))
+
+
+def _eager(
+    x: Tensor, w: Tensor, b: Tensor | None, target: Tensor, row_weight: Tensor | None, activation: str, reduction: str
+) -> Tensor:
+    """The loss by PyTorch's own ops."""
+    y = DIFFERENTIABLE[activation](torch.nn.functional.linear(x, w, b))
+    wide = torch.promote_types(y.dtype, torch.float32)
+    errors = (y.to(wide) - target.to(wide)).square()
+    errors = errors if row_weight is None else errors * row_weight.unsqueeze(1)
+    loss = errors.mean(1) if reduction == "none" else errors.sum()
+    return loss / max(errors.numel(), 1) if reduction == "mean" else loss
 
 
 # ---------------------------------------------------------------- function
@@ -119,19 +128,24 @@ def linear_act_mse(
     Formulas: kernels/README.md.
 
     Raises TypeError for a dtype that is not floating point or mixed dtypes, ValueError for shapes or devices that do
-    not fit, an unknown activation or reduction, or a target or row_weight that requires a gradient, RuntimeError if the
-    backend cannot run here.
+    not fit, an unknown activation or reduction, or a target or row_weight that requires a gradient, RuntimeError under
+    TorchScript or if the backend cannot run here. Where kernels do not apply, PyTorch's own ops compute it (see
+    `linear_act`).
     """
+    tensors = x, weight, bias, target, row_weight
+    if has_torch_function_variadic(*tensors):
+        args = x, weight, bias, target, activation, reduction, row_weight
+        result: Tensor = handle_torch_function(linear_act_mse, tensors, *args)
+        return result
     optional = {name: t for name, t in (("bias", bias), ("row_weight", row_weight)) if t is not None}
     require_tensors("linear_act_mse", x=x, weight=weight, target=target, **optional)
     if (dtype := autocast_dtype(x)) is not None:
-        x, weight, target = x.to(dtype), weight.to(dtype), target.to(dtype)
-        bias, row_weight = (None if t is None else t.to(dtype) for t in (bias, row_weight))
+        x, weight, target = autocast(x, dtype), autocast(weight, dtype), autocast(target, dtype)
+        bias, row_weight = (None if t is None else autocast(t, dtype) for t in (bias, row_weight))
     _check(x, weight, bias, target, activation, reduction, row_weight)
-    if all_dtensors("linear_act_mse", weight=weight, x=x, bias=bias, target=target, row_weight=row_weight):
-        raise TypeError(
-            "linear_act_mse: weight must be a plain tensor; got DTensors: use mse_loss(linear_act(...), ...)"
-        )
+    if not kernels_take("linear_act_mse", x, weight, bias, target, row_weight):
+        all_dtensors("linear_act_mse", weight=weight, x=x, bias=bias, target=target, row_weight=row_weight)
+        return _eager(x, weight, bias, target, row_weight, activation, reduction)
     backend = _backend.resolve(x, weight.shape[1], len(x) * weight.numel())
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
@@ -139,3 +153,6 @@ def linear_act_mse(
         return loss
     loss, _ = _ops.linear_act_mse(x, weight, bias, target, activation, reduction, row_weight, False, backend)
     return loss
+
+
+linear_act_mse.__prepare_scriptable__ = lambda: refuse_torchscript("linear_act_mse")  # type: ignore[attr-defined]

@@ -7,9 +7,11 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastae import _backend, _ops
-from fastae._errors import all_dtensors, autocast_dtype, check_tensors, nearest, require_tensors
+from fastae._errors import all_dtensors, autocast, autocast_dtype, check_tensors, nearest, require_tensors
+from fastae._foreign import kernels_take, refuse_torchscript
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -64,28 +66,40 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     """Mean squared error: mean (or sum) of (input - target)^2, its gradient computed in the same pass over the data.
 
     Args:
-        input, target: the same shape, dtype (fp32, fp16, bf16 or fp64) and device; any strides.
+        input, target: the same shape and device; fp32, fp16, bf16 or fp64, any strides. Two dtypes are promoted to
+            one, as in `F.mse_loss`.
         reduction: "mean", "sum", or "none" (elementwise; nothing to fuse, so it is `F.mse_loss` itself).
 
     Returns a scalar (for "none" a tensor of the input's shape) in the input's dtype. fp16 and bf16 are subtracted
     and summed in fp32. Under `torch.autocast` the arguments are cast to fp32, as those of `F.mse_loss` are.
-    Differentiable twice. DTensors go through PyTorch's own ops.
+    Differentiable twice. Where kernels do not apply it is `F.mse_loss` (see `linear_act`).
 
-    Raises TypeError for a dtype that is not floating point, mixed dtypes or a DTensor beside a plain tensor; ValueError
-    for shapes that differ (there is no broadcasting), devices that differ or an unknown reduction.
+    Raises TypeError if neither dtype is floating point or DTensors are among plain tensors; ValueError for shapes that
+    differ (there is no broadcasting), devices that differ or an unknown reduction; RuntimeError under TorchScript.
     """
+    if has_torch_function_variadic(input, target):
+        result: Tensor = handle_torch_function(mse_loss, (input, target), input, target, reduction)
+        return result
     require_tensors("mse_loss", input=input, target=target)
-    if autocast_dtype(input) is not None:
-        input, target = input.float(), target.float()
+    if autocast_dtype(input) is not None or autocast_dtype(target) is not None:
+        input, target = autocast(input, torch.float32), autocast(target, torch.float32)
+    if input.dtype != target.dtype:
+        dtype = torch.promote_types(input.dtype, target.dtype)
+        input, target = input.to(dtype), target.to(dtype)
     _check(input, target, reduction)
-    if reduction == "none" or all_dtensors("mse_loss", input=input, target=target):
+    if not kernels_take("mse_loss", input, target):
+        all_dtensors("mse_loss", input=input, target=target)
         return F.mse_loss(input, target, reduction=reduction)
+    if reduction == "none":
+        return F.mse_loss(input, target, reduction="none")
     backend = _backend.resolve(input)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return _MSELossFunction.apply(input, target, reduction, backend)
     loss, _ = _ops.mse(_rows(input), _rows(target), reduction, False, backend)
     return loss
 
+
+mse_loss.__prepare_scriptable__ = lambda: refuse_torchscript("mse_loss")  # type: ignore[attr-defined]
 
 # ---------------------------------------------------------------- module
 
@@ -103,6 +117,9 @@ class MSELoss(nn.Module):
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
         return mse_loss(input, target, self.reduction)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_torchscript("MSELoss")
 
     def extra_repr(self) -> str:
         return f"reduction={self.reduction!r}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastae._foreign import refuse_torchscript
 from fastae.linear_act import LinearAct, check_activation, linear_act
 
 
@@ -30,6 +31,13 @@ class TiedLinearAct(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return linear_act(x, self.source.weight.t(), self.bias, self.activation)
+
+    def reset_parameters(self) -> None:
+        """The bias as the constructor makes it, for models made on the meta device."""
+        nn.init.zeros_(self.bias)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_torchscript("TiedLinearAct")
 
     def extra_repr(self) -> str:
         return f"{self.in_features}, {self.out_features}, activation={self.activation!r}, tied"
