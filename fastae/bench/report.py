@@ -24,7 +24,8 @@ faster; **bold** is slower than careful PyTorch. The sides take turns within a p
 compared first: where it differs there is no ratio.
 
 - *idiom*: a DataLoader, `Adam()`, `loss.item()`; `relu(linear(x))`, `((y - x) ** 2).mean()`.
-- *tuned*: resident data, `index_select`, `Adam(fused=True)`, `set_to_none`; without gradients, activations in place.
+- *tuned*: resident data (bfloat16 in bfloat16), `index_select`, `Adam(fused=True)`, `set_to_none`; activations in place
+  where there are no gradients.
 - *compiled*: `torch.compile` with its defaults, of tuned's forward pass and loss.
 - *products*: the share of our time that the bare matrix products take, each by the faster of PyTorch's libraries.
 - *FLOP/s*, *bytes/s*: ours, those of the products and of each tensor moved once, as a share of the best rate of a

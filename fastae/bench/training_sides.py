@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property
 from itertools import repeat
 
 import torch
@@ -45,6 +46,11 @@ class Problem:
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.precision == "bfloat16")
 
+    @cached_property
+    def resident(self) -> Tensor:
+        """The data in the precision of the products."""
+        return self.x.to(getattr(torch, self.precision))
+
     def batches(self) -> Iterator[Tensor]:
         """Indices of full batches, drawn anew for every pass over the data; the same for every side."""
         generator = torch.Generator().manual_seed(SEED)
@@ -68,7 +74,7 @@ def side(name: str, problem: Problem) -> Side:
 def _fastae(problem: Problem) -> Side:
     model = copy.deepcopy(problem.model)
     step = TrainStep(model, _adam(model, problem.device), problem.size.batch, problem.precision)
-    data, batches = problem.x.to(step.dtype), problem.batches()
+    data, batches = problem.resident, problem.batches()
     return _of_steps(OURS, model, lambda: step(data, next(batches)))
 
 
@@ -108,10 +114,11 @@ def loader(problem: Problem, seed: int) -> DataLoader[tuple[Tensor, ...]]:
 def tuned_step(problem: Problem, model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
     """A step on x[rows]: resident data, `index_select`, `Adam(fused=True)`, `set_to_none`, autocast for bf16.
 
-    Forward pass and loss are compiled if there is a mode.
+    In bf16 the data is resident in bf16, as ours is: that is up to 1.2 times faster than casting every batch. Forward
+    pass and loss are compiled if there is a mode.
     """
     optimizer = torch.optim.Adam(model.parameters(), fused=True)
-    data = problem.x
+    data = problem.resident
 
     def loss_of(batch: Tensor) -> Tensor:
         with problem.autocast:
@@ -147,8 +154,8 @@ def _graphed(problem: Problem) -> Side:
     """The tuned step captured as a CUDA graph, by PyTorch's documented pattern; batches are copied into its memory."""
     model = PlainAutoencoder(problem.model)
     optimizer = _adam(model, problem.device)
-    batches, data = problem.batches(), problem.x
-    static = torch.empty(problem.size.batch, problem.size.features[0], device=problem.device)
+    batches, data = problem.batches(), problem.resident
+    static = data[: problem.size.batch].clone()
     graph, losses = torch.cuda.CUDAGraph(), list[Tensor]()
 
     def whole_step() -> Tensor:
