@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 
 import torch
@@ -84,18 +84,21 @@ class Case:
         return work.of_layers(layers, self.size.batch, self.precision)
 
 
-# Of networks with several batches, the one that ops, `fit`, `score` and `encode` are measured at.
-USUAL_BATCH = {"op": {"tabular": 1024, "mnist": 1024, "genes": 1024}}
-USUAL_BATCH |= {"fit": {"tabular": 1024, "mnist": 256, "genes": 128}}
-USUAL_BATCH |= {level: {"tabular": 65536, "mnist": 4096, "genes": 1024} for level in ("score", "encode")}
+# Networks and batches of what is not measured at every size. `fit` at the widest networks is its steps, which are.
+_INFERENCE = {"tabular": 65536, "mnist": 4096, "embeddings": 4096, "genes": 1024, "recsys": 500, "wide": 1024}
+BATCHES = {
+    "op": {"tabular": 1024, "mnist": 1024, "embeddings": 4096, "genes": 1024, "recsys": 500, "wide": 1024},
+    "fit": {"tabular": 1024, "mnist": 256, "embeddings": 4096, "genes": 128},
+    "score": _INFERENCE,
+    "encode": _INFERENCE,
+}
 
 
 def all_cases() -> list[Case]:
     """The full benchmark."""
     cases = cases_at(SIZES, ("step",), PRECISIONS)
-    first = [next(size for size in SIZES if size.network == name) for name in NETWORKS]
-    for level, batches in USUAL_BATCH.items():
-        sizes = [replace(size, batch=batches.get(size.network, size.batch)) for size in first]
+    for level, batches in BATCHES.items():
+        sizes = [Size(name, NETWORKS[name][0], batch) for name, batch in batches.items()]
         cases += cases_at(sizes, (level,), PRECISIONS)
     mnist = Size("mnist", (784, 256, 128), 256)
     cases += [Case("startup", what, mnist, "float32") for what in startup.PROGRAMS]
@@ -120,7 +123,7 @@ def cases_at(sizes: Sequence[Size], levels: Sequence[str], precisions: Sequence[
     cases = [
         Case(level, what, size, precision)
         for level in levels
-        if level in (*whats, *USUAL_BATCH)
+        if level in (*whats, *BATCHES)
         for what in whats.get(level, (level,))
         for size in sizes
         for precision in precisions

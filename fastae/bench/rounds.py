@@ -22,7 +22,7 @@ class Effort:
 
     rounds: int = 15
     slice_s: float = 0.03  # a side's turn lasts at least this long, or one call
-    budget_s: float = 10.0  # of a case: slow cases get fewer rounds, but `FEWEST_ROUNDS`
+    budget_s: float = 6.0  # of a case: slow cases get fewer rounds, but `FEWEST_ROUNDS`
     processes: int = 5  # of each side, for start-up
     points: int = 5  # of each curve of growth
     compile: bool = True
@@ -102,8 +102,9 @@ def take_turns(sides: Sequence[Side], clock: Clock, effort: Effort) -> dict[str,
 
 
 def enough_calls(side: Side, clock: Clock, slice_s: float) -> int:
-    """How many calls last a slice; finding it warms the side up."""
-    side.run()
+    """How many calls last a slice. Finding it warms the side up: a first call counts only where it is long."""
+    if clock(side.run, 1) > 4 * slice_s > 0:
+        return 1
     calls = 1
     while True:
         took = clock(side.run, calls) * calls
