@@ -33,6 +33,7 @@ KERNELS = {
     "decoder_mse": "linear_act_mse",
     "stack_score": "stack_score",
     "stack_encode": "stack_score",
+    "sum_together": "sums",
 }
 
 # `auto` on a GPU: Triton up to this many in_features, ATen above, where an epilogue saves too little to pay for a GEMM

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 from itertools import accumulate
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
-from fastae._backend import Elsewhere, decide
+from fastae._backend import Elsewhere, decide, op
 from fastae._schedule import Plan
 from fastae.linear_act import LinearAct
 from fastae.tied import TiedLinearAct
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 
 Layer = LinearAct | TiedLinearAct
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
+ROW_BYTES = 32  # of padded rows a multiple: a sector, the least that a GPU fetches
 ALIGNMENT = 32  # elements from one gradient to the next in a flat buffer are a multiple: 64 bytes in bf16
 
 
@@ -69,8 +71,10 @@ def plan_of(layers: Sequence[Layer], x: Tensor, rows: int) -> Plan:
 class Lowered:
     """The layers of a training step that computes in `dtype`: weights, memory for gradients, and their way to `.grad`.
 
-    In the parameters' own dtype the weights are the parameters and the gradients are their `.grad`; in another both are
-    copies, each set in one piece of memory.
+    In the parameters' own dtype the weights are the parameters and the gradients are their `.grad`; in another the
+    weights are copies in one piece of memory. The kernels write gradients in the parameters' dtype all the same; the
+    twins write copies of them too. Where a width is not a multiple of 32 bytes, kernels get copies whose rows and
+    columns are filled up with zeros: rows that are not multiples of 16 bytes cannot be copied asynchronously.
     """
 
     def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, rows: int) -> None:
@@ -78,21 +82,27 @@ class Lowered:
         pairs = [(source.weight, layer.bias) for source, layer in zip(sources, layers, strict=True)]
         parameters = list(dict.fromkeys(p for pair in pairs for p in pair if p is not None))
         self.trainable = [p for p in parameters if p.requires_grad]
+        self.features = layers[0].in_features, layers[-1].out_features  # of x and of the target
+        self.plan = plan_of(layers, parameters[0].new_empty(0, dtype=dtype), rows)
         self._parameters, self._copies = parameters, list[Tensor]()
-        used = dict(zip(parameters, parameters, strict=True))
-        _, gradients = _flat(self.trainable, parameters[0].dtype)
-        self._gradients = gradients
-        self._wide = self._narrow = torch.empty(0)
-        if dtype != parameters[0].dtype:
-            _, self._copies = _flat(parameters, dtype)
+        self._kernels = set(self.plan.backends) == {"triton"}
+        used, own = dict(zip(parameters, parameters, strict=True)), parameters[0].dtype
+        step = ROW_BYTES // dtype.itemsize if self._kernels else 1
+        padded = any(n % step for layer in layers for n in (layer.in_features, layer.out_features))
+        if dtype != own or padded:
+            _, self._copies = _flat([[-(-n // step) * step for n in p.shape] for p in parameters], dtype, parameters[0])
             used = dict(zip(parameters, self._copies, strict=True))
-            self._wide, self._gradients = _flat(self.trainable, parameters[0].dtype)
-            self._narrow, gradients = _flat(self.trainable, dtype)
+        if padded:
+            self.plan = replace(self.plan, features=layers[-1].out_features)
+        shapes = [p.shape for p in self.trainable]
+        self._wide, self._gradients = _flat(shapes, own, parameters[0])
+        self._narrow, gradients = None, self._gradients
+        if dtype != own and not self._kernels:
+            self._narrow, gradients = _flat(shapes, dtype, parameters[0])
         tied = [isinstance(layer, TiedLinearAct) for layer in layers]
         self.weights = [used[w].t() if transposed else used[w] for (w, _), transposed in zip(pairs, tied, strict=True)]
         self.biases = [None if b is None else used[b] for _, b in pairs]
         self.needs = [(w.requires_grad, b is not None and b.requires_grad) for w, b in pairs]
-        self.plan = plan_of(layers, self.weights[0], rows)
         memory = dict(zip(self.trainable, gradients, strict=True))
         # A tied weight has two gradients; the decoder's has memory of its own and is added to the encoder's.
         self.buffers = [
@@ -113,28 +123,38 @@ class Lowered:
 
     def refresh(self) -> None:
         """Bring the copies of the parameters up to date."""
-        if self._copies:
+        if not self._copies:
+            return
+        if self._kernels:
+            op("triton", "sum_together")(
+                [(p[None], copy) for p, copy in zip(self._parameters, self._copies, strict=True)]
+            )
+        else:
             torch._foreach_copy_(self._copies, self._parameters)
 
-    def publish(self, grads: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[Tensor]:
-        """Put (dw, db) of every layer into `.grad`, in the parameters' dtype; return them in `trainable`'s order."""
+    def collect(self, grads: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[Tensor]:
+        """The gradients of `trainable`, in the parameters' dtype, from (dw, db) of every layer."""
         found: list[Tensor] = [grads[layer][which] for layer, which in self._places]  # type: ignore[misc]
         for index, layer in self._ties:
             found[index].add_(grads[layer][0].t())  # type: ignore[union-attr]
-        if self._copies:
-            self._wide.copy_(self._narrow)
-            found = self._gradients
+        if self._narrow is None:
+            return found
+        self._wide.copy_(self._narrow)
+        return self._gradients
+
+    def publish(self, found: Sequence[Tensor]) -> None:
+        """Put what was collected into `.grad`."""
         for p, grad in zip(self.trainable, found, strict=True):
             if p.grad is not grad:
                 p.grad = grad
-        return found
 
 
-def _flat(like: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
-    """One piece of memory, and views of it in the shapes of `like`, each beginning at a multiple of 64 bytes."""
-    ends = list(accumulate(math.ceil(t.numel() / ALIGNMENT) * ALIGNMENT for t in like))
-    memory = torch.zeros(ends[-1] if ends else 0, dtype=dtype, device=like[0].device if like else None)
+def _flat(shapes: Sequence[Sequence[int]], dtype: torch.dtype, like: Tensor) -> tuple[Tensor, list[Tensor]]:
+    """One piece of memory, all 0, and views of it in those shapes, each beginning at a multiple of 64 bytes."""
+    sizes = [math.prod(shape) for shape in shapes]
+    ends = list(accumulate(math.ceil(size / ALIGNMENT) * ALIGNMENT for size in sizes))
+    memory = torch.zeros(ends[-1] if ends else 0, dtype=dtype, device=like.device)
+    starts = [0, *ends[:-1]]
     return memory, [
-        memory[end - math.ceil(t.numel() / ALIGNMENT) * ALIGNMENT :][: t.numel()].view(t.shape)
-        for t, end in zip(like, ends, strict=True)
+        memory[start : start + size].view(*shape) for start, size, shape in zip(starts, sizes, shapes, strict=False)
     ]

@@ -1,9 +1,10 @@
 """The training step of a stack of layers as one list of kernel calls, the same for autograd and for `TrainStep`.
 
 Forward: L - 1 `linear_act_fwd` and one `linear_act_mse`, or `decoder_mse`. Backward: L `linear_wgrad` and L - 1
-`linear_dgrad_act`, L - 2 after `decoder_mse`. The gradients between layers lack the loss's 2 / n and what stands above
-the loss; all is linear in both, so each `linear_wgrad` puts them in, in its accumulator: no fp16 gradient vanishes
-between layers, and no multiplication is a pass of its own.
+`linear_dgrad_act`, L - 2 after `decoder_mse`; what the kernels leave to be summed is summed in one launch at the end.
+The gradients between layers lack the loss's 2 / n and what stands above the loss; all is linear in both, so each
+`linear_wgrad` puts them in, in its accumulator: no fp16 gradient vanishes between layers, and no multiplication is a
+pass of its own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
-from fastae_kernels.reference import ACTIVATIONS
+from fastae_kernels.reference import ACTIVATIONS, Pending
 from torch import Tensor
 
 from fastae._backend import op
@@ -25,6 +26,7 @@ class Plan:
 
     activations: Sequence[str]
     backends: Sequence[str]
+    features: int | None = None  # columns of the output that count, where rows of memory are longer
 
     def __len__(self) -> int:
         return len(self.activations)
@@ -68,7 +70,7 @@ class Buffers:
 
     outputs: Sequence[tuple[Tensor, Tensor | None] | None]  # y, and p where it is kept, of every layer but the last
     gradients: Sequence[Tensor | None]  # dp of every layer, [M, N]
-    scratch: Tensor | None  # in half precision, fp32 of the last dp's shape
+    scratch: Tensor | None  # in half precision on a CPU, fp32 of the last dp's shape
     parameters: Sequence[tuple[Tensor, Tensor | None] | None]  # (dw [N, K], db [N]) of every layer
 
 
@@ -76,11 +78,12 @@ class Buffers:
 class Activity:
     """What the forward pass leaves for the backward pass."""
 
-    loss: Tensor  # []
+    loss: Tensor  # [], there once what is `pending` has been summed
     dp: Tensor  # of the last layer, without the loss's 2 / n
     dx: Tensor | None  # of the layer below it, if `decoder_mse` has made it
     inputs: list[Tensor] = field(default_factory=list)  # of every layer; the first is x
     kept: list[Tensor | None] = field(default_factory=list)  # p of every layer but the last, where f' is written from p
+    pending: Pending = field(default_factory=list)
 
     def saved(self, layer: int, plan: Plan) -> Tensor | None:
         """What f' of a layer below the last is written from."""
@@ -96,12 +99,14 @@ def forward(
     plan: Plan,
     buffers: Buffers,
     below: bool,
+    later: bool = False,
 ) -> Activity:
     """The mean squared error of the stack's output against target [M, N].
 
-    `below`: whether x or a layer below the last needs a gradient.
+    `below`: whether x or a layer below the last needs a gradient. `later`: whether the loss may wait for `backward`.
     """
     inputs, kept, h = [x], list[Tensor | None](), x
+    pending = Pending() if later else None
     last = len(plan) - 1
     for layer, fwd in enumerate(plan.ops("linear_act_fwd")[:-1]):
         keep_p = below and plan.saves[layer] == "p"
@@ -111,11 +116,12 @@ def forward(
     args = h, weights[last], biases[last], target, plan.activations[last], "mean"
     if not plan.makes_dx(weights[last], below):
         end = plan.ops("linear_act_mse")[last]
-        loss, dp, _ = end(*args, need_dp=True, out=(buffers.gradients[last], buffers.scratch))
-        return Activity(loss, dp, None, inputs, kept)
-    saved = h if plan.saves[last - 1] == "y" else kept[-1]
-    loss, dp, dx = plan.ops("decoder_mse")[last](*args, saved, plan.activations[last - 1])
-    return Activity(loss, dp, dx, inputs, kept)
+        out = buffers.gradients[last], buffers.scratch
+        loss, dp, _ = end(*args, need_dp=True, features=plan.features, out=out, pending=pending)
+        return Activity(loss, dp, None, inputs, kept, pending or [])
+    below_it = h if plan.saves[last - 1] == "y" else kept[-1], plan.activations[last - 1]
+    loss, dp, dx = plan.ops("decoder_mse")[last](*args, *below_it, features=plan.features, pending=pending)
+    return Activity(loss, dp, dx, inputs, kept, pending or [])
 
 
 def backward(
@@ -133,12 +139,12 @@ def backward(
     """
     grads: list[tuple[Tensor | None, Tensor | None]] = [(None, None)] * len(plan)
     lowest = 0 if need_dx else next((layer for layer, need in enumerate(needs) if any(need)), len(plan))
-    dp = activity.dp
+    dp, pending = activity.dp, activity.pending
     wgrad, dgrad = plan.ops("linear_wgrad"), plan.ops("linear_dgrad_act")
     for layer in range(len(plan) - 1, lowest - 1, -1):
         need_dw, need_db = needs[layer]
         if need_dw:
-            grads[layer] = wgrad[layer](dp, activity.inputs[layer], need_db, scale, buffers.parameters[layer])
+            grads[layer] = wgrad[layer](dp, activity.inputs[layer], need_db, scale, buffers.parameters[layer], pending)
         elif need_db:
             db = plan.ops("act_bwd")[layer](dp, None, "identity", True)[1]
             grads[layer] = None, db if scale is None else db.mul_(scale)
@@ -150,6 +156,8 @@ def backward(
             lower = layer - 1
             below = activity.saved(lower, plan), plan.activations[lower], buffers.gradients[lower]
             dp = dgrad[layer](dp, weights[layer], *below)
+    if pending:  # which only the kernels leave
+        op("triton", "sum_together")(pending)
     if not need_dx:
         return None, grads
     dx = dgrad[0](dp, weights[0], None, "identity")

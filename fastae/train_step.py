@@ -102,16 +102,16 @@ class TrainStep:
             return self._counted(self._mean.loss, 0)
         self._count = count
         memory = self._slices.get(count)
-        if memory is None or x.dim() != 2 or x.shape[1] != memory.x.shape[1] or x.device != memory.x.device:
+        if memory is None or x.dim() != 2 or x.shape[1] != self._layers.features[0] or x.device != memory.x.device:
             memory = self._slice(count, x)
         with torch.no_grad():
-            _gather(x, rows, memory.x)
+            _gather(x, rows, memory.given)
             if target is not None:
-                if target.shape != (len(x), self._memory.target_features):
+                if target.shape != (len(x), self._layers.features[1]):
                     raise ValueError(
-                        f"TrainStep: target must be {[len(x), self._memory.target_features]}; got {list(target.shape)}"
+                        f"TrainStep: target must be {[len(x), self._layers.features[1]]}; got {list(target.shape)}"
                     )
-                _gather(target, rows, memory.target())
+                _gather(target, rows, memory.target()[:, : self._layers.features[1]])
             memory.denoises = target is not None
             if self._captured is not None and memory is self._memory and target is None:
                 loss = self._captured()
@@ -148,12 +148,13 @@ class TrainStep:
         layers.refresh()
         target = memory.target() if memory.denoises else memory.x
         done = _schedule.forward(
-            memory.x, target, layers.weights, layers.biases, layers.plan, memory.buffers, self._below
+            memory.x, target, layers.weights, layers.biases, layers.plan, memory.buffers, self._below, later=True
         )
         if memory.scale is None:
             done.dp.mul_(memory.factor)
         _, grads = _schedule.backward(done, layers.weights, layers.plan, memory.buffers, layers.needs, memory.scale)
-        self._gradients = layers.publish(grads)
+        self._gradients = layers.collect(grads)
+        layers.publish(self._gradients)
         self._loss = done.loss
         return done.loss
 
@@ -164,7 +165,7 @@ class TrainStep:
         self._update(gradients)
 
     def _slice(self, count: int, x: Tensor) -> _Memory:
-        features = self._memory.x.shape[1]
+        features = self._layers.features[0]
         if x.dim() != 2 or x.shape[1] != features:
             raise ValueError(f"TrainStep: x must be [rows, {features}]; got {list(x.shape)}")
         if x.device != self._memory.x.device:
@@ -183,11 +184,12 @@ class _Memory:
 
     def __init__(self, layers: Lowered, count: int, full: _Memory | None = None) -> None:
         def rows(width: int, of: Tensor | None) -> Tensor:
-            return layers.weights[0].new_empty(count, width) if of is None else of[:count]
+            return layers.weights[0].new_zeros(count, width) if of is None else of[:count]
 
         widths = [w.shape[0] for w in layers.weights]
         self.layers, self.count, self.denoises = layers, count, False
         self.x = rows(layers.weights[0].shape[1], None if full is None else full.x)
+        self.given = self.x[:, : layers.features[0]]  # the columns that rows are gathered into; 0 stays in the others
         self._target: Tensor | None = None
         outputs, gradients = [], []
         for layer, width in enumerate(widths):
@@ -199,7 +201,7 @@ class _Memory:
         if self.x.device.type == "cpu" and self.x.dtype.itemsize == 2:
             scratch = self.x.new_empty(count, widths[-1], dtype=torch.float32) if full is None else full.scratch(count)
         self.buffers = _schedule.Buffers(outputs, gradients, scratch, layers.buffers)
-        self.factor = 2 / (count * widths[-1])
+        self.factor = 2 / (count * layers.features[1])
         # Each weight gradient puts it in: from memory, in a kernel's epilogue, or as a number, which keeps the small
         # numbers of half precision. The twins multiply fp32 once.
         self.scale: Tensor | float | None = self.factor if self.x.dtype.itemsize == 2 else None
@@ -213,14 +215,10 @@ class _Memory:
     def first(self, count: int) -> _Memory:
         return _Memory(self.layers, count, self)
 
-    @property
-    def target_features(self) -> int:
-        return len(self.layers.weights[-1])
-
     def target(self) -> Tensor:
         """The buffer of a target that is not x, made when it is first asked for."""
         if self._target is None:
-            self._target = self.x.new_empty(self.count, self.target_features)
+            self._target = self.x.new_zeros(self.count, len(self.layers.weights[-1]))
         return self._target
 
 

@@ -153,11 +153,14 @@ def test_auto_on_a_cpu_goes_by_dtype_and_size(monkeypatch: pytest.MonkeyPatch) -
     fastae.set_backend("auto")
     monkeypatch.setattr(onednn, "_fp32_pays", lambda: True)
     monkeypatch.setattr(onednn, "_subtracts_bf16", lambda: True)
+    monkeypatch.setattr(onednn, "_full_width", lambda: True)
 
     def chosen(dtype: torch.dtype, multiply_adds: int) -> str:
         return _backend.resolve(torch.empty(1, dtype=dtype), 16, multiply_adds)
 
     assert [chosen(torch.float32, n) for n in (0, (1 << 23) - 1, 1 << 23)] == ["torch", "torch", "onednn"]
+    monkeypatch.setattr(onednn, "_full_width", lambda: False)
+    assert [chosen(torch.float32, n) for n in (1 << 23, 1 << 24)] == ["torch", "onednn"]
     assert [chosen(torch.bfloat16, n) for n in (0, 1)] == ["torch", "onednn"]
     assert {chosen(dtype, 1 << 30) for dtype in (torch.float16, torch.float64)} == {"torch"}
     monkeypatch.setattr(onednn, "available", lambda: False)
@@ -173,9 +176,14 @@ def test_where_onednn_multiplies_fp32(
 ) -> None:
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
     monkeypatch.setattr(torch.backends.mkl, "is_available", lambda: True)
-    monkeypatch.setattr(onednn.Path, "exists", lambda path: True)
-    monkeypatch.setattr(onednn.Path, "read_text", lambda path: f"vendor_id : {vendor}")
+    monkeypatch.setattr(onednn, "_cpuinfo", lambda: f"vendor_id : {vendor}")
     assert onednn._fp32_pays.__wrapped__() == pays
+
+
+@pytest.mark.parametrize(("flags", "full"), [("avx512_vnni avx512_bf16", False), ("avx512_vnni avx_vnni", True)])
+def test_where_onednn_makes_fp32_weight_gradients(monkeypatch: pytest.MonkeyPatch, flags: str, full: bool) -> None:
+    monkeypatch.setattr(onednn, "_cpuinfo", lambda: f"vendor_id : AuthenticAMD\nflags : {flags}")
+    assert onednn._full_width.__wrapped__() == full
 
 
 # ---------------------------------------------------------------- where Triton cannot run

@@ -11,7 +11,9 @@ from torch import Tensor
 
 from fastae_kernels import tiles
 from fastae_kernels.activations import PAIRS
-from fastae_kernels.tile_ops import dot_tile, narrow, offsets, sum_rows, tile_of, workspace
+from fastae_kernels.reference import Pending
+from fastae_kernels.sums import sum_rows, sum_together
+from fastae_kernels.tile_ops import dot_tile, narrow, offsets, tile_of, workspace
 
 # `linear_wgrad` splits the rows until it has about this many programs: one for each SM of an A100 or H100.
 # A constant rather than the SM count at hand, so that the same shapes give the same bits on every device.
@@ -187,35 +189,40 @@ def linear_wgrad(
     need_db: bool = False,
     scale: Tensor | float | None = None,
     out: tuple[Tensor, Tensor | None] | None = None,
+    pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dw = scale dpT x [N, K], and db = scale times the sum of dp over the rows [N] if it is asked for.
 
     `scale` is a number or a 0-d tensor on the device, read by the kernel and multiplied in the accumulator; 1 if None.
-    `out`, contiguous, is for (dw, db).
+    `out`, contiguous, is for (dw, db), in their own dtype; it may lack the last rows and columns, which are dropped.
+    `pending` takes what is still to be summed for the results to be there.
     """
     scale = workspace(dp).fill_(scale) if isinstance(scale, float) else scale
     (M, N), K = dp.shape, x.shape[1]
-    dw_given, db_given = (None, None) if out is None else out
-    dw = tiles.output(dp, (N, K), dw_given)
-    db = tiles.output(dp, (N,), db_given) if need_db else None
+    dw, db = (dp.new_empty((N, K)), None) if out is None else out
+    db = None if not need_db else dp.new_empty(N) if db is None else db
+    assert dw.is_contiguous(), f"out must be contiguous; got strides {dw.stride()}"
     if K == 0:  # no tile of dw to sum db beside
         if db is not None:
-            linear_wgrad(dp, dp.new_zeros((M, 1)), True, scale, (dp.new_empty((N, 1)), db))
+            linear_wgrad(dp, dp.new_zeros((M, 1)), True, scale, (dp.new_empty((N, 1)), db), pending)
         return dw, db
     tile = tiles.choose(N, K, M, dp, x, table=tiles.WGRAD_TILES)
     programs = triton.cdiv(N, tile.rows) * triton.cdiv(K, tile.cols)
     splits, split_rows = split_rows_of(M, N, K)
-    dw_out = dw if splits == 1 else workspace(dp, splits, N, K)
-    db_out = db if splits == 1 or db is None else workspace(dp, splits, N)
+    whole = splits == 1 and dw.shape == (N, K)
+    dw_out = dw if whole else workspace(dp, splits, N, K)
+    db_out = db if whole or db is None else workspace(dp, splits, N)
     tiles.launch(
         _linear_wgrad_kernel, splits * programs, dp,
         dp, x, dw_out, db_out, scale, M, N, K, split_rows, *dp.stride(), *x.stride(),
         ACC=tiles.accumulator(dp.dtype), PRECISION=tiles.dot_precision(dp.dtype), **tile.meta(),
     )  # fmt: skip
-    if splits > 1:
-        sum_rows(dw_out, dw)
-        if db is not None and db_out is not None:
-            sum_rows(db_out, db)
+    if not whole:
+        parts = [(dw_out, dw)] if db is None or db_out is None else [(dw_out, dw), (db_out, db)]
+        if pending is None:
+            sum_together(parts)
+        else:
+            pending += parts
     return dw, db
 
 

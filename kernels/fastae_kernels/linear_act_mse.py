@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastae_kernels import tiles
 from fastae_kernels.activations import PAIRS
-from fastae_kernels.reference import ACTIVATIONS
+from fastae_kernels.reference import ACTIVATIONS, Pending
+from fastae_kernels.sums import sum_rows
 from fastae_kernels.tile_ops import (
     dot_tile,
     narrow,
@@ -20,7 +21,6 @@ from fastae_kernels.tile_ops import (
     operand,
     plus_bias,
     row_sum_of_squares,
-    sum_rows,
     tile_of,
     workspace,
 )
@@ -30,13 +30,15 @@ DECODER_WIDTH = 256  # the widest x of which `decoder_mse` keeps a block of rows
 
 @triton.jit
 def _error_tile(
-    p, target_ptr, offs_m, offs_n, mask, stride_tm, stride_tn,
+    p, target_ptr, offs_m, offs_n, mask, features, stride_tm, stride_tn,
     FORWARD: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """y = f(p), and y - target, 0 outside the mask; the target is read here, and y has not been rounded."""
+    """y = f(p), and y - target, 0 outside the mask and from column `features` on, if that is given; the target is read
+    here, and y has not been rounded."""
     target = tl.load(target_ptr + offs_m[:, None] * stride_tm + offs_n[None, :] * stride_tn, mask=mask, other=0.0)
     y = FORWARD(p)
-    return y, tl.where(mask, y - target.to(ACC), 0.0)
+    counts = mask if features is None else mask & (offs_n < features)[None, :]
+    return y, tl.where(counts, y - target.to(ACC), 0.0)
 
 
 @triton.jit
@@ -47,7 +49,7 @@ def _store_sum(ptr, rows):
 
 @triton.jit
 def _linear_act_mse_kernel(
-    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, loss_ptr, dp_ptr, y_ptr, M, N, K, denominator,
+    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, loss_ptr, dp_ptr, y_ptr, M, N, K, features, denominator,
     stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, stride_tm, stride_tn, stride_rm,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, FROM_P: tl.constexpr, PER_ROW: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -66,7 +68,7 @@ def _linear_act_mse_kernel(
     if b_ptr is not None:
         p += tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC)[None, :]
     mask = mask_m[:, None] & mask_n[None, :]
-    y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask, stride_tm, stride_tn, FORWARD, ACC)
+    y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask, features, stride_tm, stride_tn, FORWARD, ACC)
     offs = offs_m[:, None] * N + offs_n[None, :]
     if y_ptr is not None:
         tl.store(y_ptr + offs, narrow(y, y_ptr.dtype.element_ty), mask=mask)
@@ -102,7 +104,8 @@ def _store_dx(
 
 @triton.jit
 def _decoder_mse_kernel(
-    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, saved_ptr, loss_ptr, dp_ptr, dx_ptr, M, N, K, denominator,
+    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, saved_ptr, loss_ptr, dp_ptr, dx_ptr,
+    M, N, K, features, denominator,
     stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, stride_tm, stride_tn, stride_rm, stride_sm, stride_sk,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, FROM_P: tl.constexpr, BELOW: tl.constexpr, PER_ROW: tl.constexpr,
     ACC: tl.constexpr, PRECISION: tl.constexpr,
@@ -130,7 +133,7 @@ def _decoder_mse_kernel(
         mask = mask_m[:, None] & mask_n[None, :]
         if b_ptr is not None:
             p = plus_bias(p, tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC), mask)
-        y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask, stride_tm, stride_tn, FORWARD, ACC)
+        y, error = _error_tile(p, target_ptr, offs_m, offs_n, mask, features, stride_tm, stride_tn, FORWARD, ACC)
         loss += row_sum_of_squares(error, mask)
         dy = error
         if row_weight_ptr is not None:
@@ -164,6 +167,20 @@ def _loss_and_partials(x: Tensor, partials: int, shape: tuple[int, ...]) -> tupl
     return loss, loss if partials == 1 else workspace(x, partials, *shape)
 
 
+def _denominator(M: int, features: int, reduction: str) -> int:
+    return {"mean": M * features, "sum": 1, "none": features}[reduction]
+
+
+def _summed(loss: Tensor, partials: Tensor, pending: Pending | None) -> Tensor:
+    """The loss: now, or once what `pending` holds is summed."""
+    if partials is loss:
+        return loss
+    if pending is None:
+        return sum_rows(partials, loss)
+    pending.append((partials, loss))
+    return loss
+
+
 def linear_act_mse(
     x: Tensor,
     w: Tensor,
@@ -174,13 +191,16 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
+    features: int | None = None,
     out: tuple[Tensor | None, Tensor | None] | None = None,
+    pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The squared error of y = f(x wT + b) against target [M, N]; dp, and y [M, N] if it is to be kept.
 
     The loss is sum_ij row_weight_i (y - target)^2, divided by M N for "mean" []; for "none" each row's mean [M]. It is
     fp32, or fp64 for fp64. dp = row_weight (y - target) f'(p) [M, N] lacks the loss's 2 / n; `out`, contiguous, is
-    for dp.
+    for dp. Columns from `features` on are padding: their error is 0, and N counts the others. `pending` takes what is
+    still to be summed for the loss to be there.
     """
     (M, K), N = x.shape, w.shape[0]
     dp = tiles.output(x, (M, N), None if out is None else out[0]) if need_dp else None
@@ -193,13 +213,13 @@ def linear_act_mse(
     loss, partials = _loss_and_partials(x, tiles_n if per_row else tiles_m * tiles_n, (M,) if per_row else ())
     tiles.launch(
         _linear_act_mse_kernel, tiles_m * tiles_n, x,
-        x, w, b, target, row_weight, partials, dp, y, M, N, K, {"mean": M * N, "sum": 1, "none": N}[reduction],
+        x, w, b, target, row_weight, partials, dp, y, M, N, K, features, _denominator(M, features or N, reduction),
         *x.stride(), *w.stride(), 0 if b is None else b.stride(0), *target.stride(),
         0 if row_weight is None else row_weight.stride(0),
         FORWARD=PAIRS[activation][0], BACKWARD=PAIRS[activation][1], FROM_P=ACTIVATIONS[activation].saves == "p",
         PER_ROW=per_row, ACC=tiles.accumulator(x.dtype), PRECISION=tiles.dot_precision(x.dtype), **tile.meta(),
     )  # fmt: skip
-    return loss if partials is loss else sum_rows(partials, loss), dp, y
+    return _summed(loss, partials, pending), dp, y
 
 
 def decoder_mse(
@@ -212,6 +232,8 @@ def decoder_mse(
     saved: Tensor | None,
     below: str,
     row_weight: Tensor | None = None,
+    features: int | None = None,
+    pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`linear_act_mse` and, from its dp, dx = (dp w) * f'(...) of the layer below: (loss, dp [M, N], dx [M, K]).
 
@@ -229,7 +251,8 @@ def decoder_mse(
     loss, partials = _loss_and_partials(x, 1 if per_row else programs, (M,) if per_row else ())
     tiles.launch(
         _decoder_mse_kernel, programs, x,
-        x, w, b, target, row_weight, saved, partials, dp, dx, M, N, K, {"mean": M * N, "sum": 1, "none": N}[reduction],
+        x, w, b, target, row_weight, saved, partials, dp, dx, M, N, K, features,
+        _denominator(M, features or N, reduction),
         *x.stride(), *w.stride(), 0 if b is None else b.stride(0), *target.stride(),
         0 if row_weight is None else row_weight.stride(0), *((0, 0) if saved is None else saved.stride()),
         FORWARD=PAIRS[activation][0], BACKWARD=PAIRS[activation][1], FROM_P=ACTIVATIONS[activation].saves == "p",
@@ -237,7 +260,7 @@ def decoder_mse(
         ACC=tiles.accumulator(x.dtype), PRECISION=tiles.dot_precision(x.dtype),
         BLOCK_M=tile.rows, BLOCK_N=tile.cols, BLOCK_K=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return loss if partials is loss else sum_rows(partials, loss), dp, dx
+    return _summed(loss, partials, pending), dp, dx
 
 
 def fits_decoder_mse(K: int, dtype: torch.dtype) -> bool:

@@ -8,7 +8,8 @@ import triton.language as tl
 from torch import Tensor
 
 from fastae_kernels import tiles
-from fastae_kernels.tile_ops import narrow, offsets, sum_rows, workspace
+from fastae_kernels.sums import sum_rows
+from fastae_kernels.tile_ops import narrow, offsets, workspace
 
 BLOCK = 4096  # elements a program reads of each tensor; fixed, since it decides the order of the sum
 

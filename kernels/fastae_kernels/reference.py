@@ -17,6 +17,9 @@ from torch import Tensor
 
 aten = torch.ops.aten
 
+# (src [R, ...], dst): dst is still to become src.sum(0); `sum_together` makes many of them in one launch
+Pending = list[tuple[Tensor, Tensor]]
+
 LEAKY_RELU_SLOPE = 0.01
 LOGIT_EPS = 1e-6  # logit clamps its argument to [eps, 1 - eps], as torch.logit(p, eps) does
 _HALF = (torch.float16, torch.bfloat16)
@@ -154,10 +157,12 @@ def linear_wgrad(
     need_db: bool = False,
     scale: Tensor | float | None = None,
     out: tuple[Tensor, Tensor | None] | None = None,
+    pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """dw = scale dpT x [N, K], and db = scale times the sum of dp over the rows [N] if it is asked for.
 
     `out` is for (dw, db). `scale` is a number or a 0-d tensor on the device: what `linear_act_mse` leaves out of dp.
+    The kernel may leave sums `pending`; here nothing is left to do.
     """
     dw, db = (dp.new_empty(dp.shape[1], x.shape[1]), None) if out is None else out
     if isinstance(scale, Tensor) and scale.device.type == "cpu":
@@ -194,20 +199,23 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
+    features: int | None = None,
     out: tuple[Tensor | None, Tensor | None] | None = None,
+    pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The squared error of y = f(x wT + b) against target [M, N]; dp, and y [M, N] if it is to be kept.
 
     The loss is sum_ij row_weight_i (y - target)^2, divided by M N for "mean" []; for "none" each row's mean [M]. It is
     fp32, or fp64 for fp64. dp = row_weight (y - target) f'(p) [M, N] lacks the loss's 2 / n, which `linear_wgrad` puts
     in: near convergence dp / n is below the smallest fp16. y is subtracted before it is rounded. `out` is for dp, and
-    in half precision for fp32 scratch of its shape.
+    in half precision for fp32 scratch of its shape. Columns from `features` on are padding: their error is 0, and N
+    counts the others. The kernel may leave sums `pending`.
     """
     wide, (dp_out, scratch) = _accumulator(x), (None, None) if out is None else out
     alone = ACTIVATIONS[activation].saves is None and not need_y  # nothing but dp comes out of p
     p_out = scratch if wide != x.dtype else dp_out if alone else None
     p = _linear(x.to(wide), w.to(wide), None if b is None else b.to(wide), p_out)
-    return act_mse(p, target, activation, reduction, row_weight, need_dp, need_y, x.dtype, dp_out)
+    return act_mse(p, target, activation, reduction, row_weight, need_dp, need_y, features, x.dtype, dp_out)
 
 
 def act_mse(
@@ -218,6 +226,7 @@ def act_mse(
     row_weight: Tensor | None,
     need_dp: bool,
     need_y: bool,
+    features: int | None,
     dtype: torch.dtype,
     dp_out: Tensor | None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -227,7 +236,9 @@ def act_mse(
     ACTIVATIONS[activation].forward(p, y)
     kept = y.to(dtype, copy=True) if need_y else None
     difference = torch.sub(y, target, out=torch.empty_like(y) if need_dp and saves == "y" else y)
-    loss = squared_error(difference, reduction, row_weight)
+    if features is not None:
+        difference[:, features:] = 0
+    loss = squared_error(difference, reduction, row_weight, features=features)
     if not need_dp:
         return loss, None, kept
     dp = difference
@@ -241,16 +252,20 @@ def act_mse(
 
 
 def squared_error(
-    difference: Tensor, reduction: str, row_weight: Tensor | None, scratch: Tensor | None = None
+    difference: Tensor,
+    reduction: str,
+    row_weight: Tensor | None,
+    scratch: Tensor | None = None,
+    features: int | None = None,
 ) -> Tensor:
     """sum row_weight difference^2 [], divided by the number of values for "mean"; for "none" each row's mean [M].
 
-    `scratch`: fp32 of the difference's shape, used in half precision.
+    `scratch`: fp32 of the difference's shape, used in half precision. `features`: columns that count in a mean.
     """
     if difference.dtype in _HALF:  # torch.dot in bf16 takes 50 times as long
         scratch = torch.empty(difference.shape, device=difference.device) if scratch is None else scratch
         difference = scratch.copy_(difference)
-    M, N = difference.shape
+    M, N = len(difference), difference.shape[1] if features is None else features
     if reduction == "none" or row_weight is not None:
         rows = torch.linalg.vector_norm(difference, dim=1).square_()
         rows = rows if row_weight is None else rows.mul_(row_weight)
@@ -273,12 +288,14 @@ def decoder_mse(
     saved: Tensor | None,
     below: str,
     row_weight: Tensor | None = None,
+    features: int | None = None,
+    pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """`linear_act_mse` and, from its dp, dx = (dp w) * f'(...) of the layer below: (loss, dp [M, N], dx [M, K]).
 
     `saved` and `below` are that layer's, as in `linear_dgrad_act`; `saved` may be x itself.
     """
-    loss, dp, _ = linear_act_mse(x, w, b, target, activation, reduction, row_weight, need_dp=True)
+    loss, dp, _ = linear_act_mse(x, w, b, target, activation, reduction, row_weight, need_dp=True, features=features)
     assert dp is not None
     return loss, dp, linear_dgrad_act(dp, w, saved, below)
 
@@ -298,6 +315,19 @@ def stack_encode(
     for w, b, activation in zip(weights, biases, activations, strict=True):
         x, _ = linear_act_fwd(x, w, b, activation)
     return x
+
+
+def sum_together(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+    """For each pair (src [R, ...], dst): dst = src.sum(0).
+
+    dst may be narrower or have fewer rows, which drops what is left over, or be wider, which fills it with 0.
+    """
+    for src, dst in pairs:
+        wide = src.sum(0, dtype=_accumulator(src))
+        within = [slice(0, min(n, m)) for n, m in zip(wide.shape, dst.shape, strict=True)]
+        if dst.dim() and within[-1].stop < dst.shape[-1]:
+            dst[..., within[-1].stop :][tuple(within[:-1])] = 0
+        dst[tuple(within)] = wide[tuple(within)]
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None) -> Tensor:

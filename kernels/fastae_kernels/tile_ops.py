@@ -1,4 +1,4 @@
-"""Jit helpers shared by the kernels: the order of tiles, the main loop of a matrix product, narrowing, row sums."""
+"""Jit helpers shared by the kernels: the order of tiles, the main loop of a matrix product, narrowing."""
 
 from __future__ import annotations
 
@@ -111,32 +111,6 @@ def row_sum_of_squares(tile, mask):
     across threads each then rounds another term, so that two threads that hold the same row store different last bits.
     """
     return tl.sum(tl.where(mask, tile * tile, 0.0), axis=1)
-
-
-@triton.jit
-def _sum_rows_kernel(src_ptr, dst_ptr, R, C, BLOCK_R: tl.constexpr, BLOCK_C: tl.constexpr):
-    """dst[c] = sum_r src[r, c], rows in the same order every time."""
-    offs_c, mask_c = offsets(tl.program_id(0), C, BLOCK_C)
-    offs_r = tl.arange(0, BLOCK_R)
-    acc = tl.zeros((BLOCK_R, BLOCK_C), dtype=src_ptr.dtype.element_ty)
-    for r in range(0, R, BLOCK_R):
-        rows = r + offs_r
-        mask = (rows < R)[:, None] & mask_c[None, :]
-        acc += tl.load(src_ptr + rows.to(tl.int64)[:, None] * C + offs_c[None, :], mask=mask, other=0.0)
-    tl.store(dst_ptr + offs_c, narrow(tl.sum(acc, axis=0), dst_ptr.dtype.element_ty), mask=mask_c)
-
-
-def sum_rows(partials: Tensor, out: Tensor) -> Tensor:
-    """out = the sum over the leading axis of contiguous `partials` [R, ...], rounded to out's type once."""
-    R, C = partials.shape[0], out.numel()
-    block_c = min(512, triton.next_power_of_2(max(C, 1)))
-    block_r = min(1024 // block_c, triton.next_power_of_2(max(R, 1)))
-    tiles.launch(
-        _sum_rows_kernel, triton.cdiv(C, block_c), out,
-        partials, out, R, C, BLOCK_R=block_r, BLOCK_C=block_c,
-        num_warps=1,  # 512 columns are 8 a thread or more then: stores of 16 bytes in every type
-    )  # fmt: skip
-    return out
 
 
 def workspace(like: Tensor, *shape: int) -> Tensor:
