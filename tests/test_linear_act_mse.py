@@ -59,7 +59,9 @@ def test_linear_act_mse(activation: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_decoder_mse(activation: str, dtype: torch.dtype) -> None:
     """The activation is that of the decoder in one half of the cases, that of the layer below in the other."""
-    for (M, N, K), reduction in zip(SHAPES, REDUCTIONS * 2, strict=True):
+    # Not 2 columns: dx of one row would be two sums of 33 terms, and if both cancel, nothing is left to measure against.
+    shapes = [(M, N, 20 if K == 2 else K) for M, N, K in SHAPES]
+    for (M, N, K), reduction in zip(shapes, REDUCTIONS * 2, strict=True):
         x, w, b = layer(activation, M, N, K, dtype)
         t, below = target_of(M, N, dtype), saved(activation, M, K, dtype)
         row_weight = None if K == 17 else uniform(M, low=0, high=3, dtype=torch.float32, seed=5)

@@ -191,8 +191,8 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
-    features: int | None = None,
     out: tuple[Tensor | None, Tensor | None] | None = None,
+    features: int | None = None,
     pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """The squared error of y = f(x wT + b) against target [M, N]; dp, and y [M, N] if it is to be kept.

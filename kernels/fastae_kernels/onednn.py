@@ -139,13 +139,13 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
-    features: int | None = None,
     out: tuple[Tensor | None, Tensor | None] | None = None,
+    features: int | None = None,
     pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     subtracts = x.dtype == torch.bfloat16 and x.numel() > 0 and len(w) > 0 and _subtracts_bf16()
     if not subtracts and not _takes(x, w):
-        args = x, w, b, target, activation, reduction, row_weight, need_dp, need_y, features, out
+        args = x, w, b, target, activation, reduction, row_weight, need_dp, need_y, out, features
         return reference.linear_act_mse(*args)
     dp_out, scratch = (None, None) if out is None else out
     bias = None if b is None else b.contiguous()
