@@ -84,7 +84,7 @@ class Lowered:
         self.trainable = [p for p in parameters if p.requires_grad]
         self.features = layers[0].in_features, layers[-1].out_features  # of x and of the target
         self.plan = plan_of(layers, parameters[0].new_empty(0, dtype=dtype), rows)
-        self._parameters, self._copies = parameters, list[Tensor]()
+        self.parameters, self._copies = parameters, list[Tensor]()
         self._kernels = set(self.plan.backends) == {"triton"}
         used, own = dict(zip(parameters, parameters, strict=True)), parameters[0].dtype
         step = ROW_BYTES // dtype.itemsize if self._kernels else 1
@@ -127,10 +127,10 @@ class Lowered:
             return
         if self._kernels:
             op("triton", "sum_together")(
-                [(p[None], copy) for p, copy in zip(self._parameters, self._copies, strict=True)]
+                [(p[None], copy) for p, copy in zip(self.parameters, self._copies, strict=True)]
             )
         else:
-            torch._foreach_copy_(self._copies, self._parameters)
+            torch._foreach_copy_(self._copies, self.parameters)
 
     def collect(self, grads: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[Tensor]:
         """The gradients of `trainable`, in the parameters' dtype, from (dw, db) of every layer."""

@@ -71,6 +71,7 @@ class Buffers:
     outputs: Sequence[tuple[Tensor, Tensor | None] | None]  # y, and p where it is kept, of every layer but the last
     gradients: Sequence[Tensor | None]  # dp of every layer, [M, N]
     scratch: Tensor | None  # in half precision on a CPU, fp32 of the last dp's shape
+    loss: Tensor | None  # []
     parameters: Sequence[tuple[Tensor, Tensor | None] | None]  # (dw [N, K], db [N]) of every layer
 
 
@@ -116,7 +117,7 @@ def forward(
     args = h, weights[last], biases[last], target, plan.activations[last], "mean"
     if not plan.makes_dx(weights[last], below):
         end = plan.ops("linear_act_mse")[last]
-        out = buffers.gradients[last], buffers.scratch
+        out = buffers.gradients[last], buffers.scratch, buffers.loss
         loss, dp, _ = end(*args, need_dp=True, features=plan.features, out=out, pending=pending)
         return Activity(loss, dp, None, inputs, kept, pending or [])
     below_it = h if plan.saves[last - 1] == "y" else kept[-1], plan.activations[last - 1]
@@ -166,4 +167,4 @@ def backward(
 
 def fresh(layers: int) -> Buffers:
     """No buffers: every result is a tensor of its own."""
-    return Buffers([None] * layers, [None] * layers, None, [None] * layers)
+    return Buffers([None] * layers, [None] * layers, None, None, [None] * layers)

@@ -12,6 +12,7 @@ from fastae import _schedule
 from fastae._captured import Captured
 from fastae._layers import Lowered, layers_of, why_not_plain
 from fastae._ranks import Mean
+from fastae._recorded import Recorded, record
 from fastae._update import update_of
 from fastae.autoencoder import DenseAutoencoder
 
@@ -79,6 +80,7 @@ class TrainStep:
         self._rows: int | Tensor = 0
         self._below = any(any(need) for need in self._layers.needs[:-1])
         cuda = self._memory.x.device.type == "cuda"
+        self._repeats = set(self._layers.plan.backends) == {"torch"} and not cuda
         self._captured = None
         if cuda:  # with a group the all-reduce stands between the graph and the update
             self._captured = Captured(lambda: self._compute(self._memory), self._apply, optimizer, group is None)
@@ -132,7 +134,7 @@ class TrainStep:
         if self._mean is None:
             self._total.add_(loss, alpha=count)
             self._rows = self._rows + count
-            return loss
+            return loss.clone() if self._captured is None else loss  # the memory of the next one too
         self._total.add_(self._mean.loss * self._mean.rows)
         self._rows = self._rows + self._mean.rows
         return self._mean.loss.clone()
@@ -144,6 +146,22 @@ class TrainStep:
 
     def _compute(self, memory: _Memory) -> Tensor:
         """The loss; the gradients go to `.grad`."""
+        recorded = memory.recorded.get(memory.denoises)
+        if recorded is not None and recorded[0].holds():
+            again, self._loss, self._gradients = recorded
+            again()
+        elif self._repeats:
+            noted = record(lambda: self._schedule(memory), self._layers.parameters)
+            self._repeats = noted is not None
+            if noted is not None:
+                memory.recorded[memory.denoises] = noted, self._loss, self._gradients
+        else:
+            self._schedule(memory)
+        self._layers.publish(self._gradients)
+        return self._loss
+
+    def _schedule(self, memory: _Memory) -> None:
+        """Loss and gradients."""
         layers = self._layers
         layers.refresh()
         target = memory.target() if memory.denoises else memory.x
@@ -153,10 +171,7 @@ class TrainStep:
         if memory.scale is None:
             done.dp.mul_(memory.factor)
         _, grads = _schedule.backward(done, layers.weights, layers.plan, memory.buffers, layers.needs, memory.scale)
-        self._gradients = layers.collect(grads)
-        layers.publish(self._gradients)
-        self._loss = done.loss
-        return done.loss
+        self._gradients, self._loss = layers.collect(grads), done.loss
 
     def _apply(self) -> None:
         gradients = self._gradients
@@ -191,6 +206,7 @@ class _Memory:
         self.x = rows(layers.weights[0].shape[1], None if full is None else full.x)
         self.given = self.x[:, : layers.features[0]]  # the columns that rows are gathered into; 0 stays in the others
         self._target: Tensor | None = None
+        self.recorded: dict[bool, tuple[Recorded, Tensor, list[Tensor]]] = {}  # by whether there is a target
         outputs, gradients = [], []
         for layer, width in enumerate(widths):
             gradients.append(rows(width, None if full is None else full.buffers.gradients[layer]))
@@ -200,7 +216,8 @@ class _Memory:
         scratch = None
         if self.x.device.type == "cpu" and self.x.dtype.itemsize == 2:
             scratch = self.x.new_empty(count, widths[-1], dtype=torch.float32) if full is None else full.scratch(count)
-        self.buffers = _schedule.Buffers(outputs, gradients, scratch, layers.buffers)
+        loss = self.x.new_empty((), dtype=torch.promote_types(self.x.dtype, torch.float32))
+        self.buffers = _schedule.Buffers(outputs, gradients, scratch, loss, layers.buffers)
         self.factor = 2 / (count * layers.features[1])
         # Each weight gradient puts it in: from memory, in a kernel's epilogue, or as a number, which keeps the small
         # numbers of half precision. The twins multiply fp32 once.

@@ -59,7 +59,7 @@ def test_linear_act_mse(activation: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_decoder_mse(activation: str, dtype: torch.dtype) -> None:
     """The activation is that of the decoder in one half of the cases, that of the layer below in the other."""
-    # Not 2 columns: dx of one row would be two sums of 33 terms, and if both cancel, nothing is left to measure against.
+    # Not 2 columns: dx of one row would be two sums of 33 terms; if both cancel, nothing is left to measure against.
     shapes = [(M, N, 20 if K == 2 else K) for M, N, K in SHAPES]
     for (M, N, K), reduction in zip(shapes, REDUCTIONS * 2, strict=True):
         x, w, b = layer(activation, M, N, K, dtype)
@@ -86,7 +86,7 @@ def test_out() -> None:
     x, w, b = layer("gelu", 35, 37, 33, torch.bfloat16)
     t = target_of(35, 37, torch.bfloat16)
     out = x.new_empty(35, 37)
-    loss, dp, y = kernels.linear_act_mse(x, w, b, t, "gelu", "mean", None, True, True, (out, None))
+    loss, dp, y = kernels.linear_act_mse(x, w, b, t, "gelu", "mean", None, True, True, (out, None, None))
     assert dp is out
     assert y is not out
     fresh = kernels.linear_act_mse(x, w, b, t, "gelu", "mean", None, True, True)

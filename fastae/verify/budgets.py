@@ -77,10 +77,6 @@ _MFMA_STORES = (
     "Triton stores from the layout of MFMA's results, four values of a row to a lane: 8 bytes in 16 bits, which "
     "together fill whole lines"
 )
-_TF32_COLUMNS = (
-    "tf32 products of wgmma and tcgen05 take an operand only with the reduction contiguous; the asynchronous copy "
-    "transposes it, 4 bytes at a time, from whole sectors"
-)
 _STACK_ROWS = (
     "64 KiB of weights are one block to a CU: four wavefronts, one on each SIMD; eight have half the registers and "
     "spill"
@@ -99,6 +95,12 @@ EXEMPT: tuple[Exempt, ...] = (
         for kernel, precisions in (("stack_score", (*_HALF, "tf32")), ("stack_encode", ("tf32",)))
     ),
     Exempt(
+        "sectors", "_sum_together_kernel",
+        "weights and gradients of such widths begin their rows anywhere, and a thread reads one value at a time of the "
+        "16 that it stores; what a request leaves of a sector the next one asks for",
+        _NVIDIA, models=("tabular", "genes", "odd"),
+    ),
+    Exempt(
         "wide stores", "_decoder_mse_kernel",
         "32 x 16 values are 8 bytes a thread for eight warps; four warps, or more values, spilled up to 280 registers",
         ("sm_90",), ("float32",),
@@ -110,10 +112,6 @@ EXEMPT: tuple[Exempt, ...] = (
             ("gfx942",), _HALF, ("tabular",),
         )
         for kernel in ("linear_act_fwd", "linear_dgrad_act", "linear_wgrad")
-    ),
-    *(
-        Exempt("wide loads", f"_{kernel}_kernel", _TF32_COLUMNS, ("sm_90", "sm_100"), ("tf32",))
-        for kernel in ("linear_dgrad_act", "linear_wgrad")
     ),
     *(
         Exempt(
@@ -139,10 +137,3 @@ EXEMPT: tuple[Exempt, ...] = (
 def exempt(budget: str, kernel: str, target: str, precision: str, model: str) -> Exempt | None:
     """The exception that covers this, if there is one."""
     return next((e for e in EXEMPT if e.covers(budget, kernel, target, precision, model)), None)
-
-
-# At most 3L launches a step, 3L - 1 with `decoder_mse`, besides these:
-SPLIT_SUMS = (
-    "a weight gradient whose rows are split (from 1024 rows on) is summed in one launch more, its bias in another: the "
-    "parts are added in a fixed order, without atomics"
-)

@@ -111,21 +111,46 @@ def _listed(value: Any) -> list[Any]:
     return [value] if isinstance(value, Tensor) else list(value)
 
 
-def _eager(model: DenseAutoencoder, x: Tensor, wide: bool) -> list[Tensor]:
+def _eager(model: DenseAutoencoder, x: Tensor, wide: bool, precision: str) -> list[Tensor]:
     """Loss, every gradient, errors of the rows and code, as a user writes them in PyTorch."""
+    linear = _linear_tf32 if precision == "tf32" and not wide else F.linear
     dtype = torch.float64 if wide else x.dtype
     layers = [*model.encoder, *model.decoder]
     parameters = [p.detach().to(dtype).requires_grad_() for p in model.parameters()]
     h = x = x.to(dtype)
     code = h
     for number, layer in enumerate(layers):
-        h = EAGER[layer.activation](F.linear(h, parameters[2 * number], parameters[2 * number + 1]))
+        h = EAGER[layer.activation](linear(h, parameters[2 * number], parameters[2 * number + 1]))
         code = h if number == len(model.encoder) - 1 else code
     error = h.to(torch.promote_types(dtype, torch.float32)) - x
     loss = error.square().mean()
     loss.backward()
     grads: list[Tensor] = [p.grad for p in parameters]  # type: ignore[misc]
     return [t.detach() for t in (loss, *grads, error.square().mean(1), code)]
+
+
+class _ProductTf32(torch.autograd.Function):
+    """a bT, both rounded to the ten bits of tf32, and so its gradients: what PyTorch does on a GPU, not on a CPU."""
+
+    @staticmethod
+    def forward(ctx: Any, a: Tensor, b: Tensor) -> Tensor:
+        ctx.save_for_backward(a, b)
+        return _ten_bits(a) @ _ten_bits(b).T
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor]:
+        a, b = ctx.saved_tensors
+        return _ten_bits(grad) @ _ten_bits(b), _ten_bits(grad).T @ _ten_bits(a)
+
+
+def _linear_tf32(x: Tensor, w: Tensor, b: Tensor) -> Tensor:
+    product: Tensor = _ProductTf32.apply(x, w)
+    return product + b
+
+
+def _ten_bits(t: Tensor) -> Tensor:
+    """To nearest, ties away from 0, as cvt.rna.tf32.f32 (PTX ISA 8.6)."""
+    return ((t.view(torch.int32) + 0x1000) & ~0x1FFF).view(torch.float32)
 
 
 def step_finding(
@@ -136,7 +161,7 @@ def step_finding(
     torch.manual_seed(seed)
     model = build(features, kind, activation)
     x = draw.normal(batch, features[0], dtype=kind.dtype)
-    same, truth = _eager(model, x, False), _eager(model, x, True)
+    same, truth = _eager(model, x, False, precision), _eager(model, x, True, precision)
 
     def run() -> Any:
         with torch.no_grad():

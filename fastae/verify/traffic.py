@@ -1,8 +1,8 @@
 """The traffic of `fastae verify`: what each launch of a training step moves, counted as its compiled PTX is executed.
 
 `python -m fastae.verify.traffic` writes its findings to standard output. Of a large grid a sample of blocks is
-executed; a tensor that they read or write then counts whole, since each of these launches covers its tensors. Sectors,
-conflicts and instructions are the sample's.
+executed; a tensor that they read or write then counts whole, since each of these launches covers its tensors (the sums
+are executed whole, since each of their blocks has another one). Sectors, conflicts and instructions are the sample's.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from fastae.verify.workers import in_children, options
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
 BLOCKS = 3  # executed of each launch: the first, which may have more to do than others, one in the middle, the last
+SUMS = "_sum_together_kernel"
 LEDGER = ("mnist", 8192, "bfloat16")  # the step that is held to a share of eager's bytes
 
 
@@ -45,6 +46,8 @@ class Moved:
 
 def sample(launch: Launch) -> Sequence[int]:
     blocks = launch.blocks
+    if launch.name == SUMS:
+        return range(blocks)
     return sorted({0, blocks // 2, blocks - 1}) if blocks > BLOCKS else range(blocks)
 
 
@@ -134,9 +137,8 @@ def _ledger(
     ran = eager_step(network, x)
     layers = len(network.encoder) + len(network.decoder)
     decoder = any(found.launch.name == "_decoder_mse_kernel" for found in launches)
-    sums = sum(found.launch.name == "_sum_rows_kernel" for found in launches)
-    most, own = 3 * layers - decoder, len(launches)
-    split = max(0, sums - 1)
+    padded = step._layers.plan.features is not None
+    most, own = 3 * layers - decoder + padded, len(launches)
     updates = sum(optimizer.launches.values())
     total, eager = sum(found.read + found.written for found in launches), ran.bytes_moved
     share = total / max(eager, 1)
@@ -149,8 +151,7 @@ def _ledger(
     return [
         row(
             "launches of a step", f"{own}; eager {sum(ran.launches.values())}",
-            f"{most}" + (f" and {split} sums" if split else ""), own - split <= most,
-            budgets.SPLIT_SUMS if split else "",
+            f"{most}", own <= most, "one of them fills the weights up to rows of 32 bytes" if padded else "",
         ),
         row(
             "launches of the optimizer", f"{updates}", f"{budgets.OPTIMIZER_LAUNCHES}",

@@ -173,7 +173,7 @@ def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: st
     """dx = (dp w) * f'(...) [M, K]: the gradient handed to the layer below, through that layer's activation."""
     (M, N), K = dp.shape, w.shape[1]
     dx = tiles.output(dp, (M, K), out)
-    tile = tiles.choose(M, K, N, dp, w)
+    tile = tiles.choose(M, K, N, dp, w, table=tiles.DGRAD_TILES)
     tiles.launch(
         _linear_dgrad_act_kernel, triton.cdiv(M, tile.rows) * triton.cdiv(K, tile.cols), dp,
         dp, w, saved, dx, M, N, K, *dp.stride(), *w.stride(), *_strides(saved),

@@ -161,9 +161,11 @@ def _empty_loss(x: Tensor, M: int, reduction: str) -> Tensor:
     return workspace(x, *shape).fill_(0.0 if reduction == "sum" else float("nan"))
 
 
-def _loss_and_partials(x: Tensor, partials: int, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
+def _loss_and_partials(
+    x: Tensor, partials: int, shape: tuple[int, ...], loss: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """The loss, and the [partials, *shape] numbers that add up to it: the loss itself if there is only one."""
-    loss = workspace(x, *shape)
+    loss = workspace(x, *shape) if loss is None else loss
     return loss, loss if partials == 1 else workspace(x, partials, *shape)
 
 
@@ -191,7 +193,7 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
-    out: tuple[Tensor | None, Tensor | None] | None = None,
+    out: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None,
     features: int | None = None,
     pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -199,18 +201,20 @@ def linear_act_mse(
 
     The loss is sum_ij row_weight_i (y - target)^2, divided by M N for "mean" []; for "none" each row's mean [M]. It is
     fp32, or fp64 for fp64. dp = row_weight (y - target) f'(p) [M, N] lacks the loss's 2 / n; `out`, contiguous, is
-    for dp. Columns from `features` on are padding: their error is 0, and N counts the others. `pending` takes what is
-    still to be summed for the loss to be there.
+    for dp and the loss. Columns from `features` on are padding: their error is 0, and N counts the others. `pending`
+    takes what is still to be summed for the loss to be there.
     """
     (M, K), N = x.shape, w.shape[0]
-    dp = tiles.output(x, (M, N), None if out is None else out[0]) if need_dp else None
+    dp_out, _, loss_out = (None, None, None) if out is None else out
+    dp = tiles.output(x, (M, N), dp_out) if need_dp else None
     y = x.new_empty((M, N)) if need_y else None
     if M * N == 0:
         return _empty_loss(x, M, reduction), dp, y
     tile = tiles.choose(M, N, K, x, w, table=tiles.LOSS_TILES)
     tiles_m, tiles_n = triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols)
     per_row = reduction == "none"
-    loss, partials = _loss_and_partials(x, tiles_n if per_row else tiles_m * tiles_n, (M,) if per_row else ())
+    parts, shape = (tiles_n, (M,)) if per_row else (tiles_m * tiles_n, ())
+    loss, partials = _loss_and_partials(x, parts, shape, loss_out)
     tiles.launch(
         _linear_act_mse_kernel, tiles_m * tiles_n, x,
         x, w, b, target, row_weight, partials, dp, y, M, N, K, features, _denominator(M, features or N, reduction),

@@ -139,7 +139,7 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
-    out: tuple[Tensor | None, Tensor | None] | None = None,
+    out: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None,
     features: int | None = None,
     pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -147,18 +147,20 @@ def linear_act_mse(
     if not subtracts and not _takes(x, w):
         args = x, w, b, target, activation, reduction, row_weight, need_dp, need_y, out, features
         return reference.linear_act_mse(*args)
-    dp_out, scratch = (None, None) if out is None else out
+    dp_out, scratch, loss_out = (None, None, None) if out is None else out
     bias = None if b is None else b.contiguous()
     if ACTIVATIONS[activation].saves is None and not need_y:
         difference = torch.ops.mkldnn._linear_pointwise.binary(x, target.contiguous(), w, bias, "sub")
         if features is not None:
             difference[:, features:] = 0
-        loss = reference.squared_error(difference, reduction, row_weight, scratch, features)
+        loss = reference.squared_error(difference, reduction, row_weight, scratch, features, loss_out)
         if need_dp and row_weight is not None:
             difference.mul_(row_weight.unsqueeze(1))
         return loss, difference if need_dp else None, None
     p = _linear(x.float(), w.float(), None if bias is None else bias.float())
-    return reference.act_mse(p, target, activation, reduction, row_weight, need_dp, need_y, features, x.dtype, dp_out)
+    return reference.act_mse(
+        p, target, activation, reduction, row_weight, need_dp, need_y, features, x.dtype, dp_out, loss_out
+    )
 
 
 def decoder_mse(
@@ -188,7 +190,7 @@ def stack_score(
     for rows, out in zip(x.split(SCORE_ROWS), errors.split(SCORE_ROWS), strict=True):
         h = stack_encode(rows, weights[:-1], biases[:-1], activations[:-1])
         last = weights[-1], biases[-1], rows, activations[-1], "none"
-        memory = None if scratch is None else (None, scratch[: len(rows)])
+        memory = None if scratch is None else (None, scratch[: len(rows)], None)
         out.copy_(linear_act_mse(h, *last, out=memory)[0])
     return errors
 

@@ -199,7 +199,7 @@ def linear_act_mse(
     row_weight: Tensor | None = None,
     need_dp: bool = False,
     need_y: bool = False,
-    out: tuple[Tensor | None, Tensor | None] | None = None,
+    out: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None,
     features: int | None = None,
     pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
@@ -207,15 +207,15 @@ def linear_act_mse(
 
     The loss is sum_ij row_weight_i (y - target)^2, divided by M N for "mean" []; for "none" each row's mean [M]. It is
     fp32, or fp64 for fp64. dp = row_weight (y - target) f'(p) [M, N] lacks the loss's 2 / n, which `linear_wgrad` puts
-    in: near convergence dp / n is below the smallest fp16. y is subtracted before it is rounded. `out` is for dp, and
-    in half precision for fp32 scratch of its shape. Columns from `features` on are padding: their error is 0, and N
-    counts the others. The kernel may leave sums `pending`.
+    in: near convergence dp / n is below the smallest fp16. y is subtracted before it is rounded. `out` is for dp, in
+    half precision for fp32 scratch of its shape, and for the loss. Columns from `features` on are padding: their error
+    is 0, and N counts the others. The kernel may leave sums `pending`.
     """
-    wide, (dp_out, scratch) = _accumulator(x), (None, None) if out is None else out
+    wide, (dp_out, scratch, loss_out) = _accumulator(x), (None, None, None) if out is None else out
     alone = ACTIVATIONS[activation].saves is None and not need_y  # nothing but dp comes out of p
     p_out = scratch if wide != x.dtype else dp_out if alone else None
     p = _linear(x.to(wide), w.to(wide), None if b is None else b.to(wide), p_out)
-    return act_mse(p, target, activation, reduction, row_weight, need_dp, need_y, features, x.dtype, dp_out)
+    return act_mse(p, target, activation, reduction, row_weight, need_dp, need_y, features, x.dtype, dp_out, loss_out)
 
 
 def act_mse(
@@ -229,6 +229,7 @@ def act_mse(
     features: int | None,
     dtype: torch.dtype,
     dp_out: Tensor | None,
+    loss_out: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None, Tensor | None]:
     """What `linear_act_mse` does from p [M, N] on, which it may write over; dp and y come in `dtype`."""
     saves = ACTIVATIONS[activation].saves
@@ -238,7 +239,7 @@ def act_mse(
     difference = torch.sub(y, target, out=torch.empty_like(y) if need_dp and saves == "y" else y)
     if features is not None:
         difference[:, features:] = 0
-    loss = squared_error(difference, reduction, row_weight, features=features)
+    loss = squared_error(difference, reduction, row_weight, None, features, loss_out)
     if not need_dp:
         return loss, None, kept
     dp = difference
@@ -257,10 +258,12 @@ def squared_error(
     row_weight: Tensor | None,
     scratch: Tensor | None = None,
     features: int | None = None,
+    out: Tensor | None = None,
 ) -> Tensor:
     """sum row_weight difference^2 [], divided by the number of values for "mean"; for "none" each row's mean [M].
 
     `scratch`: fp32 of the difference's shape, used in half precision. `features`: columns that count in a mean.
+    `out`: for the loss where it is a scalar.
     """
     if difference.dtype in _HALF:  # torch.dot in bf16 takes 50 times as long
         scratch = torch.empty(difference.shape, device=difference.device) if scratch is None else scratch
@@ -271,11 +274,11 @@ def squared_error(
         rows = rows if row_weight is None else rows.mul_(row_weight)
         if reduction == "none":
             return rows.div_(N)
-        total = rows.sum()
+        total = torch.sum(rows, 0, out=out)
     else:
-        total = torch.dot(difference.view(-1), difference.view(-1))
+        total = torch.dot(difference.view(-1), difference.view(-1), out=out)
     n = M * N if reduction == "mean" else 1
-    return total / n if n else total * float("nan")  # the mean of nothing is NaN, as in torch
+    return total.div_(n) if n else total.fill_(float("nan"))  # the mean of nothing is NaN, as in torch
 
 
 def decoder_mse(

@@ -82,13 +82,25 @@ LOSS_TILES: dict[tuple[str, int], Tile] = TILES | {
     ("unaligned", 4): Tile(64, 32, 16, 4, 2),
 }
 
+# Products whose operands are not contiguous along the reduction. wgmma and tcgen05 take such operands in 16 bits alone:
+# in tf32 Triton transposes them on the way, 4 bytes at a time. Tiles of 32 rows are multiplied by mma.sync, which reads
+# them as they are, copied 16 bytes at a time.
+TF32_COLUMNS: dict[tuple[str, int], Tile] = {
+    ("hopper", 4): Tile(32, 64, 32, 4, 3),
+    ("blackwell", 4): Tile(32, 64, 32, 4, 3),
+}
+
 # The tiles of `linear_wgrad`: small ones fill the device where large ones would need more splits of the rows, each of
 # which writes and reads a partial dw in fp32.
 WGRAD_TILES: dict[tuple[str, int], Tile] = TILES | {
     ("ampere", 2): Tile(64, 64, 32, 4, 4),
     ("hopper", 2): Tile(64, 64, 64, 4, 4),
     ("blackwell", 2): Tile(64, 64, 64, 4, 4),
+    **TF32_COLUMNS,
 }
+
+# The tiles of `linear_dgrad_act`
+DGRAD_TILES: dict[tuple[str, int], Tile] = TILES | TF32_COLUMNS
 
 # `decoder_mse`: (family or unaligned, how a product is computed) -> rows, columns of the output per step; all of K.
 DECODER_TILES: dict[tuple[str, str], Tile] = {

@@ -45,8 +45,8 @@ class Counters:
     store_widths: dict[int, int] = field(default_factory=dict)
     sectors_read: int = 0  # over all warp requests: caches are not modelled
     sectors_written: int = 0
-    sector_bytes_read: int = 0  # of those sectors, the bytes somebody asked for
-    sector_bytes_written: int = 0
+    sector_bytes: int = 0  # of those sectors, the bytes that lie in a tensor: at its ends a sector has less than 32
+    sector_bytes_used: int = 0  # the bytes somebody asked for
     shared_requests: int = 0
     bank_conflicts: int = 0  # shared-memory wavefronts beyond the fewest that the request's bytes need
 
@@ -57,10 +57,8 @@ class Counters:
 
     @property
     def sector_use(self) -> float:
-        """Share of the bytes in the sectors fetched and written that were asked for; 1 without any."""
-        sectors = self.sectors_read + self.sectors_written
-        used = self.sector_bytes_read + self.sector_bytes_written
-        return used / (SECTOR * sectors) if sectors else 1.0
+        """Share of the tensors' bytes in the sectors fetched and written that were asked for; 1 without any."""
+        return self.sector_bytes_used / self.sector_bytes if self.sector_bytes else 1.0
 
 
 class Tally:
@@ -73,7 +71,8 @@ class Tally:
         self.flops = 0
         self.widths: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}
         self.sectors = {False: 0, True: 0}
-        self.used = {False: 0, True: 0}
+        self.sector_bytes = 0
+        self.used = 0
         self.shared_requests = 0
         self.bank_conflicts = 0
 
@@ -88,11 +87,12 @@ class Tally:
         fresh = np.ones(warps.size, np.bool_)
         fresh[1:] = (warps[1:] != warps[:-1]) | (addresses[1:] != addresses[:-1])
         self.widths[write][width] += int(np.unique(warps).size)
-        self.used[write] += int(fresh.sum()) * width
+        self.used += int(fresh.sum()) * width
         # A request of up to 32 bytes aligned to its width lies in one sector.
         sectors = addresses // SECTOR
         fresh[1:] = (warps[1:] != warps[:-1]) | (sectors[1:] != sectors[:-1])
         self.sectors[write] += int(fresh.sum())
+        self.sector_bytes += machine.memory.bytes_within(sectors[fresh] * SECTOR, SECTOR)
 
     def touch(self, mask: Array, start: int, offsets: Array, count: int) -> None:
         """Mark `count` elements at these offsets of an allocation as touched."""
@@ -129,6 +129,6 @@ class Tally:
         return Counters(
             blocks, blocks_in_grid, sum(opcodes.values()), dict(opcodes.most_common()), opcodes["bar.sync"], copies,
             dict(self.tensor_core), self.flops, tensors if self.counting else {}, dict(self.widths[False]),
-            dict(self.widths[True]), self.sectors[False], self.sectors[True], self.used[False], self.used[True],
+            dict(self.widths[True]), self.sectors[False], self.sectors[True], self.sector_bytes, self.used,
             self.shared_requests, self.bank_conflicts,
         )  # fmt: skip

@@ -50,6 +50,17 @@ class GlobalMemory:
         for found in self.allocations:
             found.read, found.written = np.zeros(found.data.size, np.uint8), np.zeros(found.data.size, np.uint8)
 
+    def bytes_within(self, addresses: Array, width: int) -> int:
+        """How many of the `width` bytes from each address on lie in an allocation."""
+        total = 0
+        for number in np.unique(addresses >> _SHIFT).tolist():
+            if 1 <= number <= len(self.allocations):
+                base, size = self.allocations[number - 1].base, self.allocations[number - 1].data.size
+                first = addresses[addresses >> _SHIFT == number]
+                inside = np.minimum(first + width, base + size) - np.maximum(first, base)
+                total += int(np.maximum(inside, 0).sum())
+        return total
+
     def find(
         self, machine: Machine, addresses: Array, lanes: Array, width: int, write: bool
     ) -> tuple[Allocation, Array]:
