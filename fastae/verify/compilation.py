@@ -87,6 +87,8 @@ def problems(found: Compiled) -> Iterator[tuple[str, str]]:
     narrow = {move.pointer: move for move in moves if move.kind == "store" and move.width < budgets.WIDTH}
     for pointer, move in narrow.items():
         stored = found.launch.tensors.get(pointer)
+        if stored is None and any(t.nbytes == move.width for t in found.launch.tensors.values()):
+            continue  # to one of a tuple of tensors, of which one is a single number
         lanes = TARGETS[found.target][0].warp_size
         # A vector shorter than a warp of such stores is spread over the warp instead.
         short = stored is not None and (stored.nbytes % budgets.WIDTH or stored.nbytes < lanes * budgets.WIDTH)

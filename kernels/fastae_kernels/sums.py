@@ -98,7 +98,8 @@ def sum_together(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         flat.append(inside == size_j and (size_j == 1 or stride_j == 1) and (size_i == 1 or stride_i == size_j))
         if flat[-1]:
             size_i, size_j = 1, size_i * size_j
-        block = min(WARP_COLUMNS, triton.next_power_of_2(size_j))
+        # All of them for short vectors too, or a thread would store less than 16 bytes
+        block = min(WARP_COLUMNS, triton.next_power_of_2(size_j)) if size_j == 1 or not flat[-1] else WARP_COLUMNS
         blocks.append(
             (min(1024 // block, triton.next_power_of_2(R or 1)) if flat[-1] else WARP_COLUMNS // block, block)
         )
