@@ -13,6 +13,7 @@ from torch.utils._pytree import tree_leaves
 
 PRODUCTS = ("mm", "addmm", "_linear_pointwise")
 OVERWRITES = ("copy_", "_foreach_copy_")
+SUM = "sum_together"
 
 
 @dataclass(frozen=True)
@@ -81,7 +82,7 @@ def triton_kernels(op: str, args: Sequence[Any], result: Any) -> list[Kernel]:
     moved += sum(splits * t.numel() * 4 if splits > 1 else distinct_bytes(t) for t in made)
     own = Kernel(op, flops, moved, dtype)
     # What a loss or a bias gradient is summed from is small: a number for each tile.
-    return [own, *(Kernel("sum_rows", 0, splits * t.numel() * 4 + distinct_bytes(t), t.dtype) for t in sums)]
+    return [own, *(Kernel(SUM, 0, splits * t.numel() * 4 + distinct_bytes(t), t.dtype) for t in sums)]
 
 
 def _place(t: Tensor) -> tuple[int, int]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from fastae import _schedule
 from fastae._backend import op, use_backend
-from fastae._cost import Counted, Kernel, triton_kernels
+from fastae._cost import SUM, Counted, Kernel, triton_kernels
 from fastae._layers import Layer, Lowered
 from fastae.linear_act import LinearAct
 from fastae.tied import TiedLinearAct
@@ -59,8 +59,18 @@ def recorded(
         step._below = any(any(need) for need in step._layers.needs[:-1])
         memory = _Memory(step._layers, rows)
         with plan.ran:
-            step._compute(memory)
-    return [*plan.recorded, *((kernel.name, None, [kernel]) for kernel in plan.ran.kernels)]
+            step._schedule(memory)
+    around = [(kernel.name, None, [kernel]) for kernel in plan.ran.kernels]
+    return [*_summed_together(plan.recorded), *around]
+
+
+def _summed_together(ops: list[Recorded]) -> list[Recorded]:
+    """The same with all their sums in one launch at the end."""
+    sums = [kernel for *_, kernels in ops for kernel in kernels if kernel.name == SUM]
+    ops = [(name, layer, [k for k in kernels if k.name != SUM]) for name, layer, kernels in ops]
+    if sums:
+        ops.append((SUM, None, [Kernel(SUM, 0, sum(kernel.bytes for kernel in sums), sums[0].dtype)]))
+    return ops
 
 
 def _without_memory(layers: Sequence[Layer], device: torch.device | str) -> list[Layer]:

@@ -46,6 +46,9 @@ def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> N
     check_layer("linear_act", x, weight, bias)
 
 
+# Activations whose derivative PyTorch takes from what we save too; of the others it keeps p where y is enough.
+_AS_LEAN = frozenset(ACTIVATIONS) - {"leaky_relu", "elu", "softplus"}
+
 # ---------------------------------------------------------------- autograd
 
 
@@ -125,6 +128,9 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
         all_dtensors("linear_act", weight=weight, x=x, bias=bias)
         return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
     backend = _backend.resolve(x, weight.shape[1], x.numel() * weight.shape[0])
+    if activation in _AS_LEAN and backend != "triton" and (backend == "torch" or x.dtype != torch.float32):
+        # The twins, which multiply the other types for oneDNN too, would do the same through a Function of Python
+        return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.
     if torch.is_grad_enabled() and (

@@ -94,6 +94,8 @@ def _eager(
     """The loss by PyTorch's own ops."""
     y = DIFFERENTIABLE[activation](torch.nn.functional.linear(x, w, b))
     wide = torch.promote_types(y.dtype, torch.float32)
+    if row_weight is None and reduction != "none":
+        return torch.nn.functional.mse_loss(y.to(wide), target.to(wide), reduction=reduction)
     errors = (y.to(wide) - target.to(wide)).square()
     errors = errors if row_weight is None else errors * row_weight.unsqueeze(1)
     loss = errors.mean(1) if reduction == "none" else errors.sum()
@@ -147,6 +149,8 @@ def linear_act_mse(
         all_dtensors("linear_act_mse", weight=weight, x=x, bias=bias, target=target, row_weight=row_weight)
         return _eager(x, weight, bias, target, row_weight, activation, reduction)
     backend = _backend.resolve(x, weight.shape[1], len(x) * weight.numel())
+    if backend == "torch" and x.dtype.itemsize > 2:  # the twin would do the same through a Function of Python
+        return _eager(x, weight, bias, target, row_weight, activation, reduction)
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.
     if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in (x, weight, bias)):
         loss: Tensor = _LinearActMSEFunction.apply(x, weight, bias, target, row_weight, activation, reduction, backend)

@@ -93,6 +93,8 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     if reduction == "none":
         return F.mse_loss(input, target, reduction="none")
     backend = _backend.resolve(input)
+    if backend != "triton":  # nothing to fuse here either: the twin's passes would cost more than autograd's two
+        return F.mse_loss(input, target, reduction=reduction)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return _MSELossFunction.apply(input, target, reduction, backend)
     loss, _ = _ops.mse(_rows(input), _rows(target), reduction, False, backend)

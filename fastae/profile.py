@@ -209,7 +209,8 @@ def _mark(step: TrainStep) -> None:
     """Put ranges around what the step does; only this one, the class stays as it is."""
     plan, model = step._layers.plan, step.model
     names = [f"{part}.{i}" for part in ("encoder", "decoder") for i in range(len(getattr(model, part)))]
-    step._layers.plan = _Ranged(plan.activations, plan.backends, tuple(names))
+    step._layers.plan = _Ranged(plan.activations, plan.backends, plan.features, tuple(names))
+    step._repeats = False  # a repeated step is calls alone, without the ops they belong to
     step._compute = _ranged("compute", step._compute)  # type: ignore[method-assign]
     step._apply = _ranged("optimizer", step._apply)  # type: ignore[method-assign]
 

@@ -146,7 +146,7 @@ class TrainStep:
 
     def _compute(self, memory: _Memory) -> Tensor:
         """The loss; the gradients go to `.grad`."""
-        recorded = memory.recorded.get(memory.denoises)
+        recorded = memory.recorded.get(memory.denoises) if self._repeats else None
         if recorded is not None and recorded[0].holds():
             again, self._loss, self._gradients = recorded
             again()

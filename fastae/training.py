@@ -103,7 +103,8 @@ def fit(
         train, validation = data, _checked_data(validation_data, model, like, "fit: validation_data")
     else:
         train_rows, validation_rows = split_rows(len(data), validation_split, generator)
-        train, validation = data[train_rows.to(data.device)], data[validation_rows.to(data.device)]
+        validation = data[validation_rows.to(data.device)]
+        train = data[train_rows.to(data.device)] if len(validation) else data  # all rows need no second copy
     if batch_size > len(train):
         raise ValueError(f"fit: batch_size must be at most the {len(train)} training rows; got {batch_size}")
     settings = {

@@ -29,7 +29,7 @@ def step_of(features, batch, precision=None, **options):
 
 
 def test_flops_and_bytes_of_a_small_model_counted_by_hand():
-    """6-4-2-4-6, 8 rows, bf16 on a GPU, where every op is one kernel (the loss two) and a value takes 2 bytes."""
+    """6-4-2-4-6, 8 rows, bf16 on a GPU, where every op is one kernel and a value takes 2 bytes."""
     found = fastae.explain(fastae.DenseAutoencoder([6, 4, 2], dtype=torch.bfloat16), 8, "h100")
     counts = {(row.op, row.layer): (row.flops, row.bytes, row.launches) for row in found.rows}
     M = 8
@@ -37,8 +37,8 @@ def test_flops_and_bytes_of_a_small_model_counted_by_hand():
         ("linear_act_fwd", "encoder.0"): (2 * M * 6 * 4, 2 * (M * 6 + 4 * 6 + 4 + M * 4), 1),
         ("linear_act_fwd", "encoder.1"): (2 * M * 4 * 2, 2 * (M * 4 + 2 * 4 + 2 + M * 2), 1),
         ("linear_act_fwd", "decoder.0"): (2 * M * 2 * 4, 2 * (M * 2 + 4 * 2 + 4 + M * 4), 1),
-        # reads h (also what relu's derivative is written from), w, b, target; writes dp, dh and the loss, twice
-        ("decoder_mse", "decoder.1"): (4 * M * 4 * 6, 2 * (M * 4 + 6 * 4 + 6 + M * 6 + M * 6 + M * 4) + 4 + 4, 2),
+        # reads h (also what relu's derivative is written from), w, b, target; writes dp, dh and the loss, which is summed at the end
+        ("decoder_mse", "decoder.1"): (4 * M * 4 * 6, 2 * (M * 4 + 6 * 4 + 6 + M * 6 + M * 6 + M * 4) + 4, 1),
         # reads dp, x and a scale; writes dw and db
         ("linear_wgrad", "decoder.1"): (2 * M * 4 * 6, 2 * (M * 6 + M * 4 + 6 * 4 + 6) + 4, 1),
         ("linear_wgrad", "decoder.0"): (2 * M * 2 * 4, 2 * (M * 4 + M * 2 + 4 * 2 + 4) + 4, 1),
@@ -46,6 +46,7 @@ def test_flops_and_bytes_of_a_small_model_counted_by_hand():
         ("linear_wgrad", "encoder.0"): (2 * M * 6 * 4, 2 * (M * 4 + M * 6 + 4 * 6 + 4) + 4, 1),
         ("linear_dgrad_act", "decoder.0"): (2 * M * 2 * 4, 2 * (M * 4 + 4 * 2 + M * 2), 1),
         ("linear_dgrad_act", "encoder.1"): (2 * M * 4 * 2, 2 * (M * 2 + 2 * 4 + M * 4 + M * 4), 1),  # and y, for relu
+        ("sum_together", ""): (0, 4, 1),
         ("gather", ""): (0, 2 * 2 * M * 6, 1),
         ("adam", ""): (0, 7 * 2 * (6 * 4 + 4 + 4 * 2 + 2 + 2 * 4 + 4 + 4 * 6 + 6), 1),
     }
@@ -78,7 +79,11 @@ def test_split_weight_gradients_write_partials():
     row = next(row for row in found.rows if row.op == "linear_wgrad" and row.layer == "encoder.0")
     M, K, N, splits = 4096, 64, 32, 8
     results = N * K + N
-    assert (row.bytes, row.launches) == (2 * M * (N + K) + 4 + 4 * splits * results * 2 + 2 * results, 3)
+    assert (row.bytes, row.launches) == (2 * M * (N + K) + 4 + 4 * splits * results, 1)
+    total = next(row for row in found.rows if row.op == "sum_together")  # of both layers, and of the loss
+    assert (total.layer, total.launches) == ("", 1)
+    other = 64 * 32 + 64
+    assert total.bytes == pytest.approx((4 * splits + 2) * (results + other), abs=8)
 
 
 @pytest.mark.parametrize("activation", ["relu", "gelu", "tanh"])
@@ -137,6 +142,7 @@ def test_the_ops_and_implementations_are_those_that_run(monkeypatch, backend, ti
 
         monkeypatch.setattr(_schedule, "op", spy)
         step(torch.rand(12, 20))
+    ran = [one for one in ran if one[0] != "sum_together"]  # which belongs to no layer
     assert ran == [(row.op, row.backend) for row in found.rows if row.layer]
     assert ("decoder_mse" in dict(ran)) == (backend == "triton")
 
@@ -151,7 +157,7 @@ def test_the_launches_and_bytes_on_a_cpu_are_those_of_the_step(backend, precisio
         found = fastae.explain(ae, 32, precision=precision)
         step(torch.rand(32, 24))
         with torch.no_grad(), _cost.Counted() as ran:
-            step._compute(step._memory)
+            step._schedule(step._memory)
     rows = [row for row in found.rows if row.op not in ("gather", "adam")]
     assert len(ran.kernels) == sum(row.launches for row in rows)
     assert sum(k.flops for k in ran.kernels) == sum(row.flops for row in rows)
@@ -162,6 +168,7 @@ def test_the_launches_and_bytes_on_a_cpu_are_those_of_the_step(backend, precisio
 
 def test_the_choice_of_auto_on_this_cpu_and_its_reason(monkeypatch):
     monkeypatch.setattr(onednn, "_fp32_pays", lambda: True)
+    monkeypatch.setattr(onednn, "_full_width", lambda: True)
     ae = fastae.DenseAutoencoder([784, 256, 8], device="meta")
     found = {row.layer: row for row in fastae.explain(ae, 256).rows if row.layer}
     assert [found[name].backend for name in ("encoder.0", "encoder.1")] == ["onednn", "torch"]

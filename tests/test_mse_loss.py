@@ -133,7 +133,7 @@ def test_each_subset_of_gradients(monkeypatch: pytest.MonkeyPatch, backend: str)
             mse_loss(*args)
         with torch.inference_mode():
             mse_loss(*args)
-        assert asked == [any(needs), False, False]
+        assert asked == ([any(needs), False, False] if backend == "triton" else [])  # elsewhere F.mse_loss
         asked.clear()
 
 

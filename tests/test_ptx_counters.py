@@ -112,3 +112,13 @@ def test_nothing_is_counted_unless_asked() -> None:
     assert counters.instructions == 7
     assert (counters.tensors, counters.load_widths, counters.sectors_read) == ({}, {}, 0)
     assert counters.sector_use == 1.0
+
+
+def test_a_sector_at_the_end_of_a_tensor_has_fewer_bytes_to_use() -> None:
+    """20 bytes read of a tensor of 20: nothing was fetched in vain."""
+    short = np.zeros(5, np.uint32)
+    body = "setp.lt.u32 %p1, %r70, 5; mad.wide.u32 %d1, %r70, 4, %d30; @%p1 ld.global.b32 %r1, [%d1];"
+    counters = run(body, short, HOST.copy(), threads=32, blocks=1, shared=4096, count=True)
+    assert (counters.sector_bytes, counters.sector_bytes_used, counters.sector_use) == (20, 20, 1.0)
+    counters = run(body, HOST.copy(), HOST.copy(), threads=32, blocks=1, shared=4096, count=True)
+    assert (counters.sector_bytes, counters.sector_bytes_used, counters.sector_use) == (32, 20, 20 / 32)

@@ -98,7 +98,7 @@ EXEMPT: tuple[Exempt, ...] = (
         "sectors", "_sum_together_kernel",
         "weights and gradients of such widths begin their rows anywhere, and a thread reads one value at a time of the "
         "16 that it stores; what a request leaves of a sector the next one asks for",
-        _NVIDIA, models=("tabular", "genes", "odd"),
+        _NVIDIA, models=("tabular", "odd"),
     ),
     Exempt(
         "wide stores", "_decoder_mse_kernel",
