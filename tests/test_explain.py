@@ -37,7 +37,7 @@ def test_flops_and_bytes_of_a_small_model_counted_by_hand():
         ("linear_act_fwd", "encoder.0"): (2 * M * 6 * 4, 2 * (M * 6 + 4 * 6 + 4 + M * 4), 1),
         ("linear_act_fwd", "encoder.1"): (2 * M * 4 * 2, 2 * (M * 4 + 2 * 4 + 2 + M * 2), 1),
         ("linear_act_fwd", "decoder.0"): (2 * M * 2 * 4, 2 * (M * 2 + 4 * 2 + 4 + M * 4), 1),
-        # reads h (also what relu's derivative is written from), w, b, target; writes dp, dh and the loss, which is summed at the end
+        # reads h (also what relu's derivative is written from), w, b, target; writes dp, dh and parts of the loss
         ("decoder_mse", "decoder.1"): (4 * M * 4 * 6, 2 * (M * 4 + 6 * 4 + 6 + M * 6 + M * 6 + M * 4) + 4, 1),
         # reads dp, x and a scale; writes dw and db
         ("linear_wgrad", "decoder.1"): (2 * M * 4 * 6, 2 * (M * 6 + M * 4 + 6 * 4 + 6) + 4, 1),
