@@ -31,7 +31,7 @@ def describe(device: torch.device) -> dict[str, str]:
         "commit": commit(),
         "precision": f"float32 products at {torch.get_float32_matmul_precision()!r} precision, bfloat16 under autocast",
         "backend": fastae.get_backend(),
-        "command": shlex.join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": shlex.join(["fastae", *sys.argv[1:]]),
     }
 
 

@@ -17,6 +17,7 @@ TITLES = {
     "startup": "Start-up",
 }
 SIDE_ORDER = ("idiom", *CAREFUL)
+MOST_BEHIND = 4  # cases of a kind that the head names; the tables have all in bold
 
 READING = """\
 A ratio is their time over ours: the median of the rounds' ratios, with their 10 and 90 % quantiles. Above 1 fastae is
@@ -62,23 +63,39 @@ def head(results: Results) -> str:
 
 
 def summary(results: Results) -> str:
-    """How often fastae is ahead of the best of PyTorch, and where it is most behind."""
-    ranked = sorted((m.against_best[0], m.against_best[1], m.key) for m in results.measured if m.against_best)
+    """How often fastae is ahead of the best of PyTorch, and where it is behind, the worst of each kind of work."""
+    ranked = [(m.against_best, m) for m in results.measured if m.against_best]
     lines = []
     if ranked:
-        behind = [entry for entry in ranked if entry[0] < 1]
-        worst, side, key = ranked[0]
+        behind = [m for (ratio, _), m in ranked if ratio < 1]
+        (worst, side), m = min(ranked, key=lambda entry: entry[0])
         lines.append(
             f"Against the better of tuned and compiled PyTorch, fastae is faster in {len(ranked) - len(behind)} of "
-            f"{len(ranked)} cases. The worst: **{worst:.2f}** against {side} in {key}."
+            f"{len(ranked)} cases. The worst: **{worst:.2f}** against {side} in {m.key}."
         )
         if behind:
-            listed = "; ".join(f"{key}: {ratio:.2f} ({side})" for ratio, side, key in behind)
-            lines.append(f"Slower than PyTorch: {listed}.")
+            lines.append("Slower than PyTorch:\n\n" + "\n".join(_behind(ranked)))
     lines += [f"REFUSED, {key}: {side} computes something else: {why}." for key, side, why in results.refused]
     missing = sorted({(side, why) for m in results.measured for side, why in m.missing.items()})
     lines += [f"Not measured: {side}: {why}." for side, why in missing]
     return "\n\n".join(lines)
+
+
+def _behind(ranked: Sequence[tuple[tuple[float, str], Measured]]) -> list[str]:
+    """A line for each kind of work with a case behind PyTorch."""
+    lines = []
+    for what in dict.fromkeys(m.what for _, m in ranked):
+        cases = sorted(((best, m) for best, m in ranked if m.what == what), key=lambda entry: entry[0])
+        behind = [(ratio, side, m) for (ratio, side), m in cases if ratio < 1]
+        if behind:
+            shown = ", ".join(f"{ratio:.2f} ({side}) at {_place(m)}" for ratio, side, m in behind[:MOST_BEHIND])
+            more = f" and {len(behind) - MOST_BEHIND} more" if len(behind) > MOST_BEHIND else ""
+            lines.append(f"- {what}, {len(behind)} of {len(cases)}: {shown}{more}")
+    return lines
+
+
+def _place(m: Measured) -> str:
+    return f"{m.label} x {m.batch:,} {m.precision}"
 
 
 def table(measured: Sequence[Measured], results: Results) -> str:
