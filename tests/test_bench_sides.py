@@ -57,6 +57,17 @@ def test_a_compiled_side_runs_or_says_why_not() -> None:
     assert ("compiled" in times.seconds["wall"]) != ("compiled" in times.missing)
 
 
+def test_torch_compile_is_reset_before_every_case(monkeypatch) -> None:
+    """Without it, the ninth shape is refused: dynamo's recompile_limit."""
+    seen = []
+    monkeypatch.setattr(torch.compiler, "reset", lambda: seen.append("reset"))
+    monkeypatch.setattr(torch, "compile", lambda function, **_: function)
+    case = Case("score", "score", TINY, "float32")
+    for _ in range(2):
+        assert "compiled" in case.measure(CPU, replace(ONCE, compile=True)).seconds["wall"]
+    assert seen == ["reset", "reset"]
+
+
 @pytest.mark.parametrize("level", ["step", "fit"])
 def test_where_torch_compile_fails_the_other_sides_are_measured(level: str, monkeypatch) -> None:
     def fails(*_, **__):

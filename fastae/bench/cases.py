@@ -50,6 +50,8 @@ class Case:
         return [name for name in names if name not in unwanted]
 
     def measure(self, device: torch.device, effort: Effort) -> Times:
+        if effort.compile:
+            torch.compiler.reset()  # it compiles a function for eight shapes in a process, and no more
         names, tolerance = self.names(device, effort), TOLERANCE[self.precision]
         if self.level == "startup":
             return startup.measure_startup(self.what, names, self.size, tolerance, effort)

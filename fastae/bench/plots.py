@@ -122,6 +122,8 @@ def _growth(curves: Sequence[Curve]) -> Any:
     """Time above, peak memory below; one column for each axis."""
     kinds = list(dict.fromkeys(c.axis for c in curves))
     figure = new_figure(3.3 * len(kinds), 6.2)
+    from matplotlib.ticker import LogLocator
+
     panels = figure.subplots(2, len(kinds), squeeze=False)
     for column, axis in enumerate(kinds):
         for curve in (c for c in curves if c.axis == axis):
@@ -141,6 +143,8 @@ def _growth(curves: Sequence[Curve]) -> Any:
             panel = panels[row][column]
             points = next(c.x for c in curves if c.axis == axis)
             panel.set_xticks(points, [f"{x:,}" for x in points], fontsize=7, rotation=30)
+            panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+            panel.yaxis.set_major_formatter("{x:g}")
             panel.minorticks_off()
             panel.grid(alpha=0.3)
             if panel.lines:

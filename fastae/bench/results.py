@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -105,10 +105,12 @@ class Curve:
     def exponents(self) -> dict[str, str]:
         """Of time and memory, as text with the standard error."""
         figures = {"time": self.medians, "peak memory": self.peak_mib}
-        return {
-            name: "{:.2f} ± {:.2f}".format(*growth(self.x, y)) if len(y) >= 3 and min(y) > 0 else "-"
-            for name, y in figures.items()
-        }
+        return {name: _exponent(self.x, y) if len(y) >= 3 and min(y) > 0 else "-" for name, y in figures.items()}
+
+
+def _exponent(x: Sequence[int], y: Sequence[float]) -> str:
+    exponent, error = growth(x, y)
+    return f"{round(exponent, 2) + 0.0:.2f} ± {error:.2f}"  # + 0.0: no -0.00
 
 
 @dataclass
