@@ -13,7 +13,6 @@ from torch.utils._pytree import tree_leaves
 
 PRODUCTS = ("mm", "addmm", "_linear_pointwise")
 OVERWRITES = ("copy_", "_foreach_copy_")
-SUM = "sum_together"
 
 
 @dataclass(frozen=True)
@@ -62,27 +61,33 @@ def _shaped(func: Any, args: Sequence[Any]) -> Any:
     return x.new_empty(len(x), len(w)) if x.is_meta or type(x) is not Tensor else func(*args)
 
 
-def triton_kernels(op: str, args: Sequence[Any], result: Any) -> list[Kernel]:
-    """The launches of a Triton op: its own, and the sums of what its programs leave in fp32."""
-    x, made = args[0], _tensors(result)
-    dtype, sums, splits = x.dtype, list[Tensor](), 0
+def triton_kernel(op: str, args: Sequence[Any], result: Any) -> tuple[Kernel, list[tuple[Tensor, Tensor]]]:
+    """The launch of a Triton op, and the pairs (partial results in fp32 [R, ...], result) it leaves to be summed."""
+    x, made, parts = args[0], _tensors(result), list[tuple[Tensor, Tensor]]()
     flops = 0 if op == "act_bwd" else 2 * x.shape[0] * args[1].numel()  # of x [M, K] and w [N, K]
     if op == "linear_wgrad":  # of dp [M, N] and x [M, K]
         from fastae_kernels.linear_act import split_rows_of
 
-        flops = 2 * x.numel() * args[1].shape[1]
-        splits, _ = split_rows_of(x.shape[0], x.shape[1], args[1].shape[1])
-        sums = made if splits > 1 else []
-    elif op in ("linear_act_mse", "decoder_mse"):
-        sums, flops = made[:1], flops * (2 if op == "decoder_mse" else 1)
+        (M, N), K = x.shape, args[1].shape[1]
+        flops, splits = 2 * M * N * K, split_rows_of(M, N, K)[0]
+        if splits > 1 or made[0].shape != (N, K):
+            shapes = ((splits, N, K), (splits, N))
+            parts = [(x.new_empty(shape, dtype=torch.float32), t) for shape, t in zip(shapes, made, strict=False)]
+    elif op in ("linear_act_mse", "decoder_mse"):  # a number for each tile: too few bytes to ask the tile
+        flops, parts = flops * (2 if op == "decoder_mse" else 1), [(made[0].new_empty(1), made[0])]
     elif op == "act_bwd":
-        sums = made[1:]
-    read, written = ({_place(t): t for t in tensors} for tensors in (_tensors(args), made))
-    moved = sum(distinct_bytes(t) for place, t in read.items() if place not in written)  # `out` is among the arguments
-    moved += sum(splits * t.numel() * 4 if splits > 1 else distinct_bytes(t) for t in made)
-    own = Kernel(op, flops, moved, dtype)
-    # What a loss or a bias gradient is summed from is small: a number for each tile.
-    return [own, *(Kernel(SUM, 0, splits * t.numel() * 4 + distinct_bytes(t), t.dtype) for t in sums)]
+        parts = [(t.new_empty(1, *t.shape, dtype=torch.float32), t) for t in made[1:]]
+    later = {_place(dst): src for src, dst in parts}
+    written = {_place(t): later.get(_place(t), t) for t in made}
+    read = {_place(t): t for t in _tensors(args) if _place(t) not in written}  # `out` is among the arguments
+    moved = sum(distinct_bytes(t) for t in (*read.values(), *written.values()))
+    return Kernel(op, flops, moved, x.dtype), parts
+
+
+def sum_kernel(pairs: Sequence[tuple[Tensor, Tensor]]) -> Kernel:
+    """One launch that adds up what others have left."""
+    moved = sum(distinct_bytes(t) for pair in pairs for t in pair)
+    return Kernel("sum_together", 0, moved, pairs[0][1].dtype)
 
 
 def _place(t: Tensor) -> tuple[int, int]:

@@ -34,10 +34,19 @@ def table(explanation: Explanation) -> str:
         made.add_column(name, total, justify="right", no_wrap=True)
     shown = ""
     for row in rows:
-        times = [f"{us:.1f}" for us in row.us.values()] if row.us else []
+        times = [f"{us:.1f}" if us else "" for us in row.us.values()] if row.us else []
         phase = row.phase if row.phase != shown else ""
-        layer, flops = f"{row.layer}  {row.shape}".strip(), _short(row.flops) if row.flops else ""
-        made.add_row(phase, layer, row.op, row.backend, str(row.launches), flops, _short(row.bytes), *times)
+        layer, flops = f"{row.layer}  {row.shape}".strip(), _short(row.flops or None)
+        made.add_row(
+            phase,
+            layer,
+            row.op,
+            row.backend,
+            str(row.launches or ""),
+            flops,
+            _short(row.bytes) if row.bytes else "",
+            *times,
+        )
         shown = row.phase
     text = StringIO()
     Console(file=text, width=200, color_system=None).print(made)
@@ -78,7 +87,9 @@ def _model(explanation: Explanation) -> list[str]:
     return lines
 
 
-def _short(count: int) -> str:
+def _short(count: int | None) -> str:
+    if count is None:
+        return ""
     for unit, size in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
         if count >= size:
             return f"{count / size:.1f} {unit}"

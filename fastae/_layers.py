@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
-from fastae._backend import Elsewhere, decide, op
+from fastae._backend import Elsewhere, decide
 from fastae._schedule import Plan
 from fastae.linear_act import LinearAct
 from fastae.tied import TiedLinearAct
@@ -77,13 +77,13 @@ class Lowered:
     columns are filled up with zeros: rows that are not multiples of 16 bytes cannot be copied asynchronously.
     """
 
-    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, rows: int) -> None:
+    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, rows: int, plan: Plan | None = None) -> None:
         sources = [layer.source if isinstance(layer, TiedLinearAct) else layer for layer in layers]
         pairs = [(source.weight, layer.bias) for source, layer in zip(sources, layers, strict=True)]
         parameters = list(dict.fromkeys(p for pair in pairs for p in pair if p is not None))
         self.trainable = [p for p in parameters if p.requires_grad]
         self.features = layers[0].in_features, layers[-1].out_features  # of x and of the target
-        self.plan = plan_of(layers, parameters[0].new_empty(0, dtype=dtype), rows)
+        self.plan = plan or plan_of(layers, parameters[0].new_empty(0, dtype=dtype), rows)
         self.parameters, self._copies = parameters, list[Tensor]()
         self._kernels = set(self.plan.backends) == {"triton"}
         used, own = dict(zip(parameters, parameters, strict=True)), parameters[0].dtype
@@ -126,9 +126,7 @@ class Lowered:
         if not self._copies:
             return
         if self._kernels:
-            op("triton", "sum_together")(
-                [(p[None], copy) for p, copy in zip(self.parameters, self._copies, strict=True)]
-            )
+            self.plan.sum_together([(p[None], copy) for p, copy in zip(self.parameters, self._copies, strict=True)])
         else:
             torch._foreach_copy_(self._copies, self.parameters)
 

@@ -8,11 +8,12 @@ from functools import partial
 from typing import Any
 
 import torch
+from fastae_kernels.reference import Pending
 from torch import Tensor
 
 from fastae import _schedule
-from fastae._backend import op, use_backend
-from fastae._cost import SUM, Counted, Kernel, triton_kernels
+from fastae._backend import op
+from fastae._cost import Counted, Kernel, sum_kernel, triton_kernel
 from fastae._layers import Layer, Lowered
 from fastae.linear_act import LinearAct
 from fastae.tied import TiedLinearAct
@@ -31,16 +32,34 @@ class Recorder(_schedule.Plan):
     def ops(self, name: str) -> list[Callable[..., Any]]:
         return [partial(self._record, name, layer) for layer in range(len(self))]
 
+    def sum_together(self, pairs: Pending) -> None:
+        self.ran.kernels.append(sum_kernel(pairs))
+
     def _record(self, name: str, layer: int, *args: Any, **options: Any) -> Any:
         kernels, before = self.ran.kernels, len(self.ran.kernels)
-        if self.backends[layer] == "triton":  # the twin gives the same shapes; of a scale it would ask the number
-            shaped = [None if isinstance(a, Tensor) and a.dim() == 0 else a for a in args]
-            result = op("torch", name)(*shaped, **options)
-            kernels[before:] = triton_kernels(name, args, result)
+        if self.backends[layer] == "triton":
+            result = self._kernel(name, args, options)
         else:
             result = op(self.backends[layer], name)(*args, **options)
         self.recorded.append((name, layer, kernels[before:]))
         del kernels[before:]
+        return result
+
+    def _kernel(self, name: str, args: Sequence[Any], options: dict[str, Any]) -> Any:
+        """What a Triton op returns and leaves `pending`, without launching it."""
+        before = len(self.ran.kernels)
+        if name == "linear_wgrad" and args[4] is not None:
+            result: Any = args[4][0], args[4][1] if args[2] else None
+        else:  # the twin gives the same shapes; of a scale it would ask the number
+            shaped = [None if isinstance(a, Tensor) and a.dim() == 0 else a for a in args]
+            result = op("torch", name)(*shaped, **options)
+        pending = args[5] if name == "linear_wgrad" else options.get("pending")
+        kernel, parts = triton_kernel(name, args[:5] if name == "linear_wgrad" else args, result)
+        self.ran.kernels[before:] = [kernel]
+        if pending is not None:
+            pending += parts
+        elif parts:
+            self.sum_together(parts)
         return result
 
 
@@ -53,24 +72,14 @@ def recorded(
     where = device if device.type == "cpu" else "meta"  # CUDA's own need a build that has it
     with FakeTensorMode(), torch.no_grad():
         step = TrainStep.__new__(TrainStep)  # the constructor refuses parameters without memory
-        with use_backend("torch"):  # the plan is made already
-            step._layers = Lowered(_without_memory(layers, where), dtype, rows)
-        step._layers.plan = plan
+        step._layers = Lowered(_without_memory(layers, where), dtype, rows, plan)
         step._below = any(any(need) for need in step._layers.needs[:-1])
         memory = _Memory(step._layers, rows)
+        memory.denoises = False
+        plan.ran.kernels.clear()
         with plan.ran:
             step._schedule(memory)
-    around = [(kernel.name, None, [kernel]) for kernel in plan.ran.kernels]
-    return [*_summed_together(plan.recorded), *around]
-
-
-def _summed_together(ops: list[Recorded]) -> list[Recorded]:
-    """The same with all their sums in one launch at the end."""
-    sums = [kernel for *_, kernels in ops for kernel in kernels if kernel.name == SUM]
-    ops = [(name, layer, [k for k in kernels if k.name != SUM]) for name, layer, kernels in ops]
-    if sums:
-        ops.append((SUM, None, [Kernel(SUM, 0, sum(kernel.bytes for kernel in sums), sums[0].dtype)]))
-    return ops
+    return [*plan.recorded, *((kernel.name, None, [kernel]) for kernel in plan.ran.kernels)]
 
 
 def _without_memory(layers: Sequence[Layer], device: torch.device | str) -> list[Layer]:

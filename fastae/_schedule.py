@@ -37,6 +37,10 @@ class Plan:
             self._ops[name] = [op(backend, name) for backend in self.backends]
         return self._ops[name]
 
+    def sum_together(self, pairs: Pending) -> None:
+        """For each pair (src [R, ...], dst): dst = src.sum(0), in one launch of the kernels."""
+        op("triton", "sum_together")(pairs)
+
     @cached_property
     def _ops(self) -> dict[str, list[Callable[..., Any]]]:
         return {}
@@ -158,7 +162,7 @@ def backward(
             below = activity.saved(lower, plan), plan.activations[lower], buffers.gradients[lower]
             dp = dgrad[layer](dp, weights[layer], *below)
     if pending:  # which only the kernels leave
-        op("triton", "sum_together")(pending)
+        plan.sum_together(pending)
     if not need_dx:
         return None, grads
     dx = dgrad[0](dp, weights[0], None, "identity")

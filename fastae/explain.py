@@ -122,15 +122,22 @@ def explain(
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width, wide = layers[0].in_features, next(model.parameters()).dtype
     around = [("gather", 2 * rows * width * dtype.itemsize), ("adam", 7 * parameters * wide.itemsize)]
-    extra = ((name, None, [Kernel(name, 0, moved, wide)]) for name, moved in around)
+    extra = [(name, None, [Kernel(name, 0, moved, wide)]) for name, moved in around]
+    casts = [Kernel("autocast", 0, parameters * (wide.itemsize + dtype.itemsize), wide)] * (2 if wide != dtype else 0)
     for name, index, kernels in (*recorded(plan, layers, rows, dtype, device), *extra):
         if index is None:
-            sides = dict.fromkeys(SIDES, kernels)
-            found.append(_row("around", "", "", name, ("torch", "around the schedule"), sides, peak))
+            theirs = kernels if name in ("gather", "adam") else []
+            sides = {"fastae": kernels, "eager": theirs, "compiled": theirs}
+            choice = "triton" if name == "sum_together" else "torch", "around the schedule"
+            found.append(_row("around", "", "", name, choice, sides, peak))
         else:
             sides = dict(zip(SIDES, (kernels, *replaced(name, shapes[index])), strict=True))
             shape = f"{shapes[index].K} -> {shapes[index].N} {shapes[index].activation}"
             found.append(_row(PHASES.get(name, "backward"), names[index], shape, name, choices[index], sides, peak))
+        launches = {side: launches[side] + len(sides[side]) for side in SIDES}
+    if casts:
+        sides = {"fastae": [], "eager": casts, "compiled": casts}
+        found.append(_row("around", "", "", "autocast", ("torch", "of parameters and gradients"), sides, peak))
         launches = {side: launches[side] + len(sides[side]) for side in SIDES}
     touched = rows * (width + 2 * sum(s.N for s in shapes)) * dtype.itemsize + 4 * parameters * wide.itemsize
     host = {"fastae": REPLAY_US, "eager": launches["eager"] * EAGER_US, "compiled": launches["compiled"] * COMPILED_US}

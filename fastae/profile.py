@@ -10,7 +10,7 @@ import time
 from collections import defaultdict
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
-from functools import wraps
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from fastae._arrays import check_rows, to_tensor
 from fastae._backend import op
 from fastae._cost import PRODUCTS
 from fastae._layers import layers_of
+from fastae._recorded import Recorded, _Recorder
 from fastae.autoencoder import DenseAutoencoder
 from fastae.outputs import replaced_when_complete
 from fastae.train_step import TrainStep, why_not
@@ -184,7 +185,6 @@ def _wait() -> None:
 
 
 def _ranged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-    @wraps(call)
     def within(*args: Any, **options: Any) -> Any:
         with torch.profiler.record_function(RANGE + name):
             return call(*args, **options)
@@ -193,26 +193,64 @@ def _ranged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 @dataclass(frozen=True)
-class _Ranged(_schedule.Plan):
-    """A plan whose ops stand in ranges named after them and their layer."""
+class _Marked(_schedule.Plan):
+    """A plan whose ops go through `around`, which is told their name and layer."""
 
     layers: tuple[str, ...] = ()
+    around: Callable[[str, Callable[..., Any]], Callable[..., Any]] = _ranged
 
     def ops(self, name: str) -> list[Callable[..., Any]]:
         if name not in self._ops:
             pairs = zip(self.backends, self.layers, strict=True)
-            self._ops[name] = [_ranged(f"{name} {layer}", op(backend, name)) for backend, layer in pairs]
+            self._ops[name] = [self.around(f"{name} {layer}", op(backend, name)) for backend, layer in pairs]
         return self._ops[name]
+
+    def sum_together(self, pairs: Any) -> None:
+        self.around("sum_together", super().sum_together)(pairs)
 
 
 def _mark(step: TrainStep) -> None:
     """Put ranges around what the step does; only this one, the class stays as it is."""
-    plan, model = step._layers.plan, step.model
-    names = [f"{part}.{i}" for part in ("encoder", "decoder") for i in range(len(getattr(model, part)))]
-    step._layers.plan = _Ranged(plan.activations, plan.backends, plan.features, tuple(names))
-    step._repeats = False  # a repeated step is calls alone, without the ops they belong to
+    plan, model, memory = step._layers.plan, step.model, step._memory
+    names = tuple(f"{part}.{i}" for part in ("encoder", "decoder") for i in range(len(getattr(model, part))))
+    noted = memory.recorded.get(False)
+    if noted is None:
+        step._layers.plan = _Marked(plan.activations, plan.backends, plan.features, names)
+    else:
+        memory.recorded[False] = (_ranged_calls(step, names), *noted[1:])
     step._compute = _ranged("compute", step._compute)  # type: ignore[method-assign]
     step._apply = _ranged("optimizer", step._apply)  # type: ignore[method-assign]
+
+
+def _ranged_calls(step: TrainStep, names: tuple[str, ...]) -> Recorded:
+    """The calls that the step repeats, in ranges for the ops that make them."""
+    plan, parts = step._layers.plan, list[tuple[str, int, int]]()  # op and layer, its first call, the next one's
+    recorder = _Recorder()
+
+    def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def noted(*args: Any, **options: Any) -> Any:
+            first = len(recorder.calls)
+            result = call(*args, **options)
+            parts.append((name, first, len(recorder.calls)))
+            return result
+
+        return noted
+
+    step._layers.plan = _Marked(plan.activations, plan.backends, plan.features, names, noting)
+    with torch.no_grad(), recorder:
+        step._schedule(step._memory)
+    step._layers.plan = plan
+    calls, done = list[Callable[[], object]](), 0
+    for name, first, end in parts:
+        group = recorder.calls[first:end]
+        calls += [*recorder.calls[done:first], _ranged(name, partial(_run_all, group))]
+        done = end
+    return Recorded([*calls, *recorder.calls[done:]], step._layers.parameters)
+
+
+def _run_all(calls: list[Callable[[], object]]) -> None:
+    for call in calls:
+        call()
 
 
 def _profiled(call: Callable[[], object], steps: int, trace: Path | None) -> tuple[Part, ...]:

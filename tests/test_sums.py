@@ -112,4 +112,5 @@ def test_one_launch_sums_what_a_step_leaves(monkeypatch: pytest.MonkeyPatch) -> 
         _schedule, "op", lambda backend, name: counting if name == "sum_together" else op(backend, name)
     )
     train("triton", torch.float32)
-    assert len(made) == 3, "once for each step"
+    assert made[::2] == [8, 8, 8], "the copies of the parameters, once for each step"
+    assert len(made[1::2]) == 3, "and once what it leaves"
