@@ -116,7 +116,8 @@ def linear_wgrad(
     out: tuple[Tensor, Tensor | None] | None = None,
     pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    if not (_takes(dp, x) and _full_width()):  # oneDNN copies dpT: as long as half units gain
+    # oneDNN copies dpT on one thread, some 1 ns a value: full units gain that back over 512 columns of x, half never
+    if not (_takes(dp, x) and _full_width() and x.shape[1] >= 512):
         return reference.linear_wgrad(dp, x, need_db, scale, out)
     dw = _linear(dp.t(), x.t(), None)
     db = None
