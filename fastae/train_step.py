@@ -12,7 +12,7 @@ from fastae import _schedule
 from fastae._captured import Captured
 from fastae._layers import Lowered, layers_of, why_not_plain
 from fastae._ranks import Mean
-from fastae._recorded import Recorded, record
+from fastae._replay import Replay, record
 from fastae._update import update_of
 from fastae.autoencoder import DenseAutoencoder
 
@@ -146,15 +146,15 @@ class TrainStep:
 
     def _compute(self, memory: _Memory) -> Tensor:
         """The loss; the gradients go to `.grad`."""
-        recorded = memory.recorded.get(memory.denoises) if self._repeats else None
-        if recorded is not None and recorded[0].holds():
-            again, self._loss, self._gradients = recorded
+        replay = memory.replays.get(memory.denoises) if self._repeats else None
+        if replay is not None and replay[0].holds():
+            again, self._loss, self._gradients = replay
             again()
         elif self._repeats:
             noted = record(lambda: self._schedule(memory), self._layers.parameters)
             self._repeats = noted is not None
             if noted is not None:
-                memory.recorded[memory.denoises] = noted, self._loss, self._gradients
+                memory.replays[memory.denoises] = noted, self._loss, self._gradients
         else:
             self._schedule(memory)
         self._layers.publish(self._gradients)
@@ -206,7 +206,7 @@ class _Memory:
         self.x = rows(layers.weights[0].shape[1], None if full is None else full.x)
         self.given = self.x[:, : layers.features[0]]  # the columns that rows are gathered into; 0 stays in the others
         self._target: Tensor | None = None
-        self.recorded: dict[bool, tuple[Recorded, Tensor, list[Tensor]]] = {}  # by whether there is a target
+        self.replays: dict[bool, tuple[Replay, Tensor, list[Tensor]]] = {}  # by whether there is a target
         outputs, gradients = [], []
         for layer, width in enumerate(widths):
             gradients.append(rows(width, None if full is None else full.buffers.gradients[layer]))

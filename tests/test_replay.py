@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 import fastae
-from fastae._recorded import record
+from fastae._replay import record
 
 
 def pair(**options: object) -> tuple[fastae.TrainStep, fastae.TrainStep]:
@@ -38,7 +38,7 @@ def test_the_same_bits(options: dict[str, object]) -> None:
                 into.append(step(X, rows))
                 into.append(step(X, rows, 1 - X))
     assert a._repeats
-    assert a._memory.recorded.keys() == {False, True}
+    assert a._memory.replays.keys() == {False, True}
     assert all(torch.equal(p, q) for p, q in zip(*losses, strict=True))
     assert len({loss.data_ptr() for loss in losses[0]}) == len(losses[0]), "each loss has memory of its own"
     assert same(a, b)

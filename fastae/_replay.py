@@ -19,7 +19,7 @@ _TELL = frozenset({"__get__", "__len__", "dim", "size", "stride", "numel", "is_c
 _MEMORY = frozenset({"empty", "empty_like", "new_empty"})
 
 
-class Recorded:
+class Replay:
     """The calls that wrote into memory while a function ran, to be made again on the same memory."""
 
     def __init__(self, calls: list[Callable[[], object]], memory: Sequence[Tensor]) -> None:
@@ -35,14 +35,14 @@ class Recorded:
             call()
 
 
-def record(function: Callable[[], object], memory: Sequence[Tensor]) -> Recorded | None:
+def record(function: Callable[[], object], memory: Sequence[Tensor]) -> Replay | None:
     """Run `function` and note its calls; None if some made new memory or read numbers, and so cannot be repeated.
 
     `memory`: tensors whose storage others may replace.
     """
     with _Recorder() as recorder:
         function()
-    return Recorded(recorder.calls, memory) if recorder.repeatable else None
+    return Replay(recorder.calls, memory) if recorder.repeatable else None
 
 
 class _Recorder(TorchFunctionMode):
