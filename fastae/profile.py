@@ -23,7 +23,7 @@ from fastae._arrays import check_rows, to_tensor
 from fastae._backend import op
 from fastae._cost import PRODUCTS
 from fastae._layers import layers_of
-from fastae._recorded import Recorded, _Recorder
+from fastae._replay import Replay, _Recorder
 from fastae.autoencoder import DenseAutoencoder
 from fastae.outputs import replaced_when_complete
 from fastae.train_step import TrainStep, why_not
@@ -213,16 +213,16 @@ def _mark(step: TrainStep) -> None:
     """Put ranges around what the step does; only this one, the class stays as it is."""
     plan, model, memory = step._layers.plan, step.model, step._memory
     names = tuple(f"{part}.{i}" for part in ("encoder", "decoder") for i in range(len(getattr(model, part))))
-    noted = memory.recorded.get(False)
+    noted = memory.replays.get(False)
     if noted is None:
         step._layers.plan = _Marked(plan.activations, plan.backends, plan.features, names)
     else:
-        memory.recorded[False] = (_ranged_calls(step, names), *noted[1:])
+        memory.replays[False] = (_ranged_calls(step, names), *noted[1:])
     step._compute = _ranged("compute", step._compute)  # type: ignore[method-assign]
     step._apply = _ranged("optimizer", step._apply)  # type: ignore[method-assign]
 
 
-def _ranged_calls(step: TrainStep, names: tuple[str, ...]) -> Recorded:
+def _ranged_calls(step: TrainStep, names: tuple[str, ...]) -> Replay:
     """The calls that the step repeats, in ranges for the ops that make them."""
     plan, parts = step._layers.plan, list[tuple[str, int, int]]()  # op and layer, its first call, the next one's
     recorder = _Recorder()
@@ -245,7 +245,7 @@ def _ranged_calls(step: TrainStep, names: tuple[str, ...]) -> Recorded:
         group = recorder.calls[first:end]
         calls += [*recorder.calls[done:first], _ranged(name, partial(_run_all, group))]
         done = end
-    return Recorded([*calls, *recorder.calls[done:]], step._layers.parameters)
+    return Replay([*calls, *recorder.calls[done:]], step._layers.parameters)
 
 
 def _run_all(calls: list[Callable[[], object]]) -> None:
