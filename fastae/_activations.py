@@ -87,8 +87,13 @@ _METHODS: dict[str, Callable[..., str | None]] = {
     "tanh": lambda: "tanh",
     "tanh_": lambda: "tanh",
 }
-# What may be called in a forward beside `torch.overrides`' list, which lacks these: they pass through to methods of it.
-PASS_THROUGH = (F.sigmoid, F.tanh, F.relu_, F.leaky_relu_, F.elu_, torch.relu_)
+# What may be called in a forward beside `torch.overrides`' list, which lacks these: they too look at their argument's
+# type, or call one of its methods.
+PASS_THROUGH = (
+    F.sigmoid, F.tanh, F.relu_, F.leaky_relu_, F.elu_, torch.relu_,
+    torch.rand_like, torch.randn_like, torch.randint_like, torch.zeros_like, torch.ones_like, torch.full_like,
+    torch.empty_like,
+)  # fmt: skip
 
 
 def of_node(node: fx.Node, of: fx.Node, module: Callable[[str], nn.Module]) -> str | None:

@@ -174,13 +174,15 @@ def _new(original: type[nn.Module], kind: type[nn.Module], *args: Any) -> nn.Mod
 class Rewritten:
     """A module's forward with its pairs in one, and what must hold for it to be what the module's own would do.
 
-    `arguments`: their names. `reads`: (path, attribute, value) of every plain value that was read. `containers`: (path,
-    names) of every list of modules that was walked. `pairs`: (path of the layer, path of the activation's module or
-    None, the activation's name).
+    `arguments`: those that must be tensors; `defaults`: the others, which must be this; `positions`: how many may come
+    without their names. `reads`: (path, attribute, value) of every plain value that was read. `containers`: (path, names) of every list of modules that was walked.
+    `pairs`: (path of the layer, path of the activation's module or None, the activation's name).
     """
 
     source: str
     arguments: tuple[str, ...]
+    defaults: dict[str, object]
+    positions: int
     reads: tuple[tuple[str, str, Any], ...]
     containers: tuple[tuple[str, tuple[str, ...]], ...]
     pairs: tuple[tuple[str, str | None, str], ...]
@@ -196,13 +198,19 @@ class Rewritten:
 
     def positional(self, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[Any, ...] | None:
         """The arguments in order if they are the tensors that the forward was rewritten for, else None."""
-        if kwargs:
-            missing = self.arguments[len(args) :]
-            if len(missing) != len(kwargs) or any(name not in kwargs for name in missing):
+        if kwargs or len(args) != len(self.arguments):
+            names = (*self.arguments, *self.defaults)
+            bound = dict(zip(names, args, strict=False))
+            if len(args) > self.positions or bound.keys() & kwargs.keys() or not kwargs.keys() <= set(names):
                 return None
-            args = (*args, *(kwargs[name] for name in missing))
-        if len(args) != len(self.arguments):
-            return None
+            bound.update(kwargs)
+            for name, value in self.defaults.items():
+                given = bound.pop(name, value)
+                if type(given) is not type(value) or given != value:
+                    return None
+            if len(bound) != len(self.arguments):
+                return None
+            args = tuple(bound[name] for name in self.arguments)
         return args if all(isinstance(a, Tensor) for a in args) else None
 
     def holds(self, module: nn.Module) -> bool:

@@ -11,7 +11,7 @@ from torch import fx, nn
 
 from fastae._activations import changed_by_node, of_node
 from fastae._patched import Rewritten
-from fastae._tracing import Reads, trace
+from fastae._tracing import Recording, trace
 
 
 @dataclass
@@ -28,12 +28,11 @@ class Found:
 def rewrite(module: nn.Module, why_not: Callable[[nn.Module], str | None]) -> Found:
     """Raises `NotTraceable`. `why_not`: the reason for which a layer can be in no pair at all, or None."""
     found = Found()
-    graph, reads = trace(module)
-    _add(module, graph, reads, why_not, found)
-    if any(attribute == "training" for _, attribute in reads.values):
+    recording = trace(module)
+    _add(module, recording, why_not, found)
+    if any(attribute == "training" for _, attribute in recording.reads.values):
         with _other_mode(module):
-            graph, reads = trace(module)
-            _add(module, graph, reads, why_not, found)
+            _add(module, trace(module), why_not, found)
     return found
 
 
@@ -50,9 +49,8 @@ def _other_mode(module: nn.Module) -> Iterator[None]:
             m.__dict__["training"] = mode
 
 
-def _add(
-    module: nn.Module, graph: fx.Graph, reads: Reads, why_not: Callable[[nn.Module], str | None], found: Found
-) -> None:
+def _add(module: nn.Module, recording: Recording, why_not: Callable[[nn.Module], str | None], found: Found) -> None:
+    graph = recording.graph
     pairs = []
     for node in list(graph.nodes):
         if node.op != "call_module" or not isinstance(linear := module.get_submodule(str(node.target)), nn.Linear):
@@ -72,7 +70,7 @@ def _add(
         after.replace_all_uses_with(node)
         graph.erase_node(after)
     if pairs:
-        found.forwards.append(_rewritten(graph, reads, tuple(pairs)))
+        found.forwards.append(_rewritten(recording, tuple(pairs)))
 
 
 def _why_no_pair(module: nn.Module, node: fx.Node) -> str | None:
@@ -94,12 +92,13 @@ def _spelled(node: fx.Node) -> str:
     return str(getattr(node.target, "__name__", node.target))
 
 
-def _rewritten(graph: fx.Graph, reads: Reads, pairs: tuple[tuple[str, str | None, str], ...]) -> Rewritten:
+def _rewritten(recording: Recording, pairs: tuple[tuple[str, str | None, str], ...]) -> Rewritten:
+    graph, reads = recording.graph, recording.reads
     for node in graph.nodes:
         node.type = None  # annotations would be names to import
-    arguments = tuple(str(node.target) for node in graph.nodes if node.op == "placeholder")
     code = graph.python_code("self")
     values = tuple((reads.paths[m], attribute, value) for (m, attribute), value in reads.values.items())
     containers = tuple((reads.paths[m], tuple(m._modules)) for m in reads.containers)
     names: dict[str, Any] = {name: value for name, value in code.globals.items() if name in code.src}
-    return Rewritten(code.src, arguments, values, containers, pairs, names)
+    arguments = recording.arguments, recording.defaults, recording.positions
+    return Rewritten(code.src, *arguments, values, containers, pairs, names)

@@ -9,9 +9,11 @@ from __future__ import annotations
 import builtins
 import dis
 import inspect
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from functools import cache
 from types import CodeType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -32,13 +34,6 @@ class NotTraceable(Exception):  # noqa: N818 (it reports a finding, not a failur
 _BUILTINS = ("enumerate", "float", "getattr", "int", "len", "list", "dict", "range", "reversed", "sum", "tuple", "zip")
 _REFUSED = {
     "IMPORT": "imports",
-    "IS_OP": "compares with `is`",
-    "JUMP_IF_NONE": "compares with `is`",
-    "JUMP_IF_NOT_NONE": "compares with `is`",
-    "JUMP_FORWARD_IF_NONE": "compares with `is`",
-    "JUMP_FORWARD_IF_NOT_NONE": "compares with `is`",
-    "JUMP_BACKWARD_IF_NONE": "compares with `is`",
-    "JUMP_BACKWARD_IF_NOT_NONE": "compares with `is`",
     "WITH": "enters a `with` block",
     "LOAD_SPECIAL": "enters a `with` block",
     "SETUP_FINALLY": "catches exceptions",
@@ -61,8 +56,11 @@ def _torch_functions() -> frozenset[Any]:
     return frozenset({*get_testing_overrides(), *PASS_THROUGH})
 
 
-def check_code(function: Any, seen: set[Any] | None = None) -> None:
-    """NotTraceable if running the function has effects, or depends on things, that a recording would lose."""
+def check_code(function: Any, seen: set[Any] | None = None, entry: bool = False) -> None:
+    """NotTraceable if running the function has effects, or depends on things, that a recording would lose.
+
+    `entry`: it is the forward itself, of whose arguments it is known which are tensors and which have their defaults.
+    """
     seen = set() if seen is None else seen
     function = function.__func__ if isinstance(function, MethodType) else function
     if function in seen:
@@ -77,7 +75,9 @@ def check_code(function: Any, seen: set[Any] | None = None) -> None:
         raise NotTraceable(f"{name} uses {function.__code__.co_freevars[0]} from around it")
     codes = [list(dis.get_instructions(code)) for code in _codes(function.__code__)]
     for instructions in codes:
-        for instruction in instructions:
+        for at, instruction in enumerate(instructions):
+            if _compares_identity(instruction) and not (entry and _of_argument(instructions, at, function.__code__)):
+                raise NotTraceable(f"{name} compares with `is`")
             why = next((why for part, why in _REFUSED.items() if part in instruction.opname), None)
             if why is not None:
                 raise NotTraceable(f"{name} {why}")
@@ -88,6 +88,22 @@ def check_code(function: Any, seen: set[Any] | None = None) -> None:
         for at, instruction in enumerate(instructions):
             if instruction.opname in ("LOAD_GLOBAL", "LOAD_NAME"):
                 _check_global(function, name, instructions[at:], seen)
+
+
+def _compares_identity(instruction: dis.Instruction) -> bool:
+    return instruction.opname == "IS_OP" or ("JUMP" in instruction.opname and "NONE" in instruction.opname)
+
+
+def _of_argument(instructions: list[dis.Instruction], at: int, code: CodeType) -> bool:
+    """Whether the comparison is `argument is None` (or `is not`) of an argument that is never assigned to."""
+    if instructions[at].opname == "IS_OP":
+        at -= 1
+        if instructions[at].opname != "LOAD_CONST" or instructions[at].argval is not None:
+            return False
+    before = instructions[at - 1]
+    assigned = str([i.argval for i in instructions if "STORE_FAST" in i.opname])  # names, or pairs of them
+    arguments = code.co_varnames[: code.co_argcount + code.co_kwonlyargcount]
+    return "LOAD_FAST" in before.opname and before.argval in arguments and repr(before.argval) not in assigned
 
 
 def _codes(code: CodeType) -> Iterator[CodeType]:
@@ -103,7 +119,8 @@ def _check_global(function: FunctionType, name: str, instructions: list[dis.Inst
         if spelled not in _BUILTINS or not hasattr(builtins, spelled):
             raise NotTraceable(f"{name} calls {spelled}")
         return
-    value = function.__globals__[spelled]
+    value: Any = function.__globals__[spelled]
+    of_math = value is math
     for attribute in instructions[1:]:  # torch.nn.functional.relu
         if not isinstance(value, ModuleType) or attribute.opname not in ("LOAD_ATTR", "LOAD_METHOD"):
             break
@@ -112,7 +129,7 @@ def _check_global(function: FunctionType, name: str, instructions: list[dis.Inst
     defined = getattr(value, "__module__", None) or ""
     if isinstance(value, FunctionType) and not _is_torch(value) and not defined.startswith(("torch.", "fastae")):
         check_code(value, seen)
-    elif not (isinstance(value, (torch.dtype, torch.layout)) or _is_torch(value) or defined == "math"):
+    elif not (isinstance(value, (torch.dtype, torch.layout)) or _is_torch(value) or (of_math and value is not math)):
         raise NotTraceable(f"{name} {'calls' if callable(value) else 'reads the global'} {spelled}")
 
 
@@ -150,7 +167,7 @@ class Reads:
             self.containers.add(module)
         if reader.startswith(_TORCH) or name in _OWN or isinstance(value, (Tensor, nn.Module)):
             return
-        if _is_constant(value):
+        if _is_constant(value) or _is_torch(value):  # self.p = 0.1, self.act = F.relu
             self.values[module, name] = value
         elif isinstance(value, (FunctionType, MethodType)):
             defined = getattr(value, "__module__", "") or ""
@@ -210,20 +227,44 @@ class _Tracer(fx.Tracer):
         return True  # each module's own forward is a recording of its own: its hooks are called, its class is asked
 
 
-def trace(module: nn.Module) -> tuple[fx.Graph, Reads]:
-    """The graph of the forward, other modules as single nodes, and what it read. Raises NotTraceable."""
+@dataclass
+class Recording:
+    """The graph of a forward, other modules as single nodes; what it read; its arguments without and with defaults."""
+
+    graph: fx.Graph
+    reads: Reads
+    arguments: tuple[str, ...]
+    defaults: dict[str, object]
+    positions: int  # how many of them may be given without their names
+
+
+def trace(module: nn.Module) -> Recording:
+    """The forward as it is with all defaults, for tensors. Raises NotTraceable."""
     forward = type(module).forward
-    check_code(forward)
-    for parameter in list(inspect.signature(forward).parameters.values())[1:]:
-        plain = parameter.kind in (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
-        if not plain or parameter.default is not inspect.Parameter.empty:
-            raise NotTraceable(f"{forward.__qualname__} has the optional argument {parameter.name}")
+    check_code(forward, entry=True)
+    parameters = list(inspect.signature(forward).parameters.values())[1:]
+    if odd := [p for p in parameters if p.kind in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)]:
+        raise NotTraceable(f"{forward.__qualname__} takes any arguments, as {odd[0]}")
+    defaults = {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
+    if any(isinstance(value, (tuple, torch.dtype, torch.device)) for value in defaults.values()):
+        raise NotTraceable(f"{forward.__qualname__} has a default that torch.fx does not take")
     reads = Reads(module)
     try:
         with _noting(reads), _NothingFrozen():
-            graph = _Tracer().trace(module)
+            graph = _Tracer().trace(module, concrete_args=dict(defaults))
+        placeholders = [node for node in graph.nodes if node.op == "placeholder"]
+        for node in placeholders[len(parameters) - len(defaults) :]:
+            _erase(graph, node)  # fx would assert the default; whoever uses the recording does
     except NotTraceable:
         raise
     except Exception as error:  # whatever the user's code raises when it is handed fx's stand-ins for tensors
         raise NotTraceable(f"torch.fx: {str(error).splitlines()[0] if str(error) else type(error).__name__}") from error
-    return graph, reads
+    arguments = tuple(p.name for p in parameters if p.name not in defaults)
+    positions = sum(p.kind is not inspect.Parameter.KEYWORD_ONLY for p in parameters)
+    return Recording(graph, reads, arguments, defaults, positions)
+
+
+def _erase(graph: fx.Graph, node: fx.Node) -> None:
+    for user in list(node.users):
+        _erase(graph, user)
+    graph.erase_node(node)

@@ -2,6 +2,7 @@
 
 import copy
 import io
+import math
 import pickle
 import random
 import re
@@ -424,6 +425,106 @@ def test_arguments_it_was_not_written_for() -> None:
         patched()
 
 
+def _optional(self, x, mask=None, *, double=False):
+    h = torch.relu(self.fc(x))
+    if mask is not None:
+        h = h * mask
+    return 2 * h if double else h
+
+
+def test_optional_arguments() -> None:
+    """At their defaults the pairs are one; with another value the model's own forward runs."""
+    patched, plain, report = models(lambda: functional(_optional))
+    assert report.replaced[0].name == "fc"
+    for args, kwargs, fused in (
+        ((x,), {}, 1),
+        ((x, None), {"double": False}, 1),
+        ((), {"x": x, "mask": None}, 1),
+        ((x, torch.zeros(4)), {}, 0),
+        ((x,), {"double": True}, 0),
+        ((x,), {"double": 0}, 0),
+    ):
+        assert torch.allclose(patched(*args, **kwargs), plain(*args, **kwargs), atol=1e-6)
+        assert ran(lambda *_, a=args, k=kwargs: patched(*a, **k)) == fused
+    for args, kwargs in (((x,), {"x": x}), ((x, None, False), {}), ((x,), {"other": 1}), ((), {"mask": None})):
+        with pytest.raises(TypeError):
+            patched(*args, **kwargs)
+
+
+class Variational(nn.Module):
+    """PyTorch's own example of one, which draws its noise in the forward."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc1, self.fc21, self.fc22 = nn.Linear(6, 5), nn.Linear(5, 2), nn.Linear(5, 2)
+        self.fc3, self.fc4 = nn.Linear(2, 5), nn.Linear(5, 6)
+
+    def encode(self, x):
+        h1 = F.relu(self.fc1(x))
+        return self.fc21(h1), self.fc22(h1)
+
+    def reparameterize(self, mu, logvar):
+        std = torch.exp(0.5 * logvar)
+        return mu + torch.randn_like(std) * std
+
+    def forward(self, x):
+        mu, logvar = self.encode(x.view(-1, 6))
+        h3 = F.relu(self.fc3(self.reparameterize(mu, logvar)))
+        return torch.sigmoid(self.fc4(h3)) + 0 * (mu.sum() + logvar.sum())
+
+
+class Functions(nn.Module):
+    """Activations kept as attributes, layers found by name, buffers, parameters and another module's layer."""
+
+    def __init__(self):
+        super().__init__()
+        self.fc0, self.fc1 = nn.Linear(6, 6), nn.Linear(6, 6)
+        self.lists = nn.ModuleDict({"a": nn.Linear(6, 6), "b": nn.Linear(6, 6)})
+        self.act, self.count, self.scale = F.gelu, 2, nn.Parameter(torch.ones(1))
+        self.register_buffer("mean", torch.ones(6))
+
+    @property
+    def width(self):
+        return 6
+
+    def forward(self, x):
+        for i in range(self.count):
+            x = self.act(getattr(self, f"fc{i}")(x - self.mean))
+        for layer in self.lists.values():
+            x = F.silu(layer(x))
+        return (x * self.scale * math.pi).reshape(-1, self.width)
+
+
+@pytest.mark.parametrize(("build", "fused"), [(Variational, 3), (Functions, 4)])
+def test_forwards_as_people_write_them(build: type[nn.Module], fused: int) -> None:
+    patched, plain, _ = models(build)
+    assert ran(patched) == fused
+    check_same(patched, plain)
+    again = pickle.loads(pickle.dumps(patched))
+    assert ran(again) == fused
+    check_same(again, plain)
+
+
+def test_noise_is_drawn_afresh() -> None:
+    patched, _, _ = models(Variational)
+    assert not torch.equal(patched(x), patched(x))
+
+
+def test_buffers_and_attributes_are_read_at_each_call() -> None:
+    patched, plain, _ = models(Functions)
+    for change in (
+        lambda m: m.mean.zero_(),
+        lambda m: m.register_buffer("mean", torch.full((6,), 3.0)),
+        lambda m: setattr(m, "act", F.silu),
+        lambda m: setattr(m, "count", 1),
+        lambda m: setattr(m, "scale", nn.Parameter(torch.full((1,), 2.0))),
+        lambda m: m.lists.pop("a"),
+    ):
+        for m in (patched, plain):
+            change(m)
+        assert torch.allclose(patched(x), plain(x), atol=1e-5)
+
+
 # ---------------------------------------------------------------- forwards that cannot be recorded
 
 
@@ -496,8 +597,9 @@ def _frozen(self, x):
     return torch.relu(self.fc(x)) + self.plain.exp()
 
 
-def _optional(self, x, mask=None):
-    return torch.relu(self.fc(x))
+def _assigned(self, x, mask=None):
+    mask = x
+    return torch.relu(self.fc(x)) if mask is not None else x
 
 
 def _starred(self, *xs):
@@ -506,7 +608,8 @@ def _starred(self, *xs):
 
 REFUSED = {
     "data": (lambda self, x: torch.relu(self.fc(x)) if x.sum() > 0 else x, "control flow"),
-    "none": (lambda self, x: torch.relu(self.fc(x)) if x is not None else x, "compares with `is`"),
+    "none": (lambda self, x: torch.relu(self.fc(x)) if self.fc.bias is not None else x, "compares with `is`"),
+    "none, assigned": (_assigned, "compares with `is`"),
     "type": (_asks, "calls isinstance"),
     "random tensor": (lambda self, x: torch.relu(self.fc(x)) + torch.randn(4), "calls torch.randn"),
     "random tensor, called": (lambda self, x: torch.relu(self.fc(x)) + _noise(), "calls torch.randn"),
@@ -517,14 +620,18 @@ REFUSED = {
     "decorated": (torch.no_grad()(lambda self, x: torch.relu(self.fc(x))), "is decorated"),
     "print": (_prints, "calls print"),
     "assignment": (_counts, "assigns to an attribute"),
-    "list": (_seen, "it reads seen, a list"),
+    "list of the model": (_seen, "it reads seen, a list"),
     "augmented": (_augmented, "has an assignment like +="),
     "exceptions": (_raises, "catches exceptions"),
     "import": (_imports, "imports"),
     "element": (_element, "assigns to an element"),
     "frozen": (_frozen, "it calls exp without its input"),
-    "optional argument": (_optional, "the optional argument mask"),
-    "starred": (_starred, "the optional argument xs"),
+    "starred": (_starred, "takes any arguments, as *xs"),
+    "tuple": (
+        lambda self, x, dims=(0, 1): torch.relu(self.fc(x)).sum(dims),
+        "has a default that torch.fx does not take",
+    ),
+    "list": (lambda self, x, seen=[]: torch.relu(self.fc(x)), "has a default that is not a plain value"),
 }
 
 
