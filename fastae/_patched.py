@@ -175,8 +175,9 @@ class Rewritten:
     """A module's forward with its pairs in one, and what must hold for it to be what the module's own would do.
 
     `arguments`: those that must be tensors; `defaults`: the others, which must be this; `positions`: how many may come
-    without their names. `reads`: (path, attribute, value) of every plain value that was read. `containers`: (path, names) of every list of modules that was walked.
-    `pairs`: (path of the layer, path of the activation's module or None, the activation's name).
+    without their names. `reads`: (path, attribute, value) of every plain value that was read. `containers`: (path,
+    names) of every list of modules that was walked. `pairs`: (path of the layer, path of the activation's module or
+    None, the activation's name).
     """
 
     source: str

@@ -128,7 +128,7 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
         all_dtensors("linear_act", weight=weight, x=x, bias=bias)
         return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
     backend = _backend.resolve(x, weight.shape[1], x.numel() * weight.shape[0])
-    if activation in _AS_LEAN and backend != "triton" and (backend == "torch" or x.dtype != torch.float32):
+    if activation in _AS_LEAN and (backend == "torch" or (backend == "onednn" and x.dtype != torch.float32)):
         # The twins, which multiply the other types for oneDNN too, would do the same through a Function of Python
         return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])

@@ -93,7 +93,7 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     if reduction == "none":
         return F.mse_loss(input, target, reduction="none")
     backend = _backend.resolve(input)
-    if backend != "triton":  # nothing to fuse here either: the twin's passes would cost more than autograd's two
+    if backend in ("torch", "onednn"):  # nothing to fuse: the twin's passes would cost more than autograd's two
         return F.mse_loss(input, target, reduction=reduction)
     if torch.is_grad_enabled() and (input.requires_grad or target.requires_grad):
         return _MSELossFunction.apply(input, target, reduction, backend)
