@@ -79,7 +79,7 @@ def test_two_processes_give_the_loss_of_one_and_rank_0_prints_and_writes(folder:
     assert names(folder / "two") == names(folder / "one")
 
 
-@pytest.mark.parametrize("victim", ["0", "1"])
+@pytest.mark.parametrize("victim", ["0", pytest.param("1", marks=pytest.mark.integrations)])  # 15 s each
 def test_a_killed_worker_costs_no_more_than_the_epoch_under_way(victim: str, folder: Path) -> None:
     (folder / "dying.py").write_text(DYING)
     out, kept, notes = (folder / f"{name}{victim}" for name in ("killed", "kept", "notes"))
