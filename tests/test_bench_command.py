@@ -2,6 +2,7 @@
 
 import json
 import random
+import runpy
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -128,6 +129,14 @@ def test_durations_have_a_unit_that_suits() -> None:
     assert duration(Spread(1.0, 1.5, 12345.0)) == "1.5 s (1-12345)"
 
 
+def test_the_readme_has_the_figures_of_bench_results() -> None:
+    """`make bench` writes both; `python bench/readme.py` alone brings the README up to date."""
+    root = Path(__file__).parents[1]
+    readme = runpy.run_path(str(root / "bench/readme.py"), run_name="readme")
+    text = (root / "README.md").read_text()
+    assert readme["with_figures"](text, read_results(root / "bench/results/bench.json")) == text
+
+
 # ---------------------------------------------------------------- comparing
 
 
@@ -149,6 +158,14 @@ def test_noise_is_not_slower(run) -> None:
         code, out, _ = compared(run, results(measured(seed)), results(measured(seed + 100)))
         assert code == 0, out
     assert compared(run, results(measured(0, noise=0.3)), results(measured(1, ours=1.2, noise=0.3)))[0] == 0
+
+
+def test_two_rounds_prove_nothing(run) -> None:
+    old, new = measured(0), measured(1, ours=1.5)
+    for m in (old, new):
+        for rounds in m.took.values():
+            del rounds[4:]
+    assert compared(run, results(old), results(new))[0] == 0
 
 
 def test_a_busy_machine_is_not_slower(run) -> None:
