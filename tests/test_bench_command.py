@@ -15,7 +15,7 @@ from fastae.bench.command import Options
 from fastae.bench.report import duration, markdown, summary
 from fastae.bench.results import Curve, Measured, Results, read_results
 from fastae.bench.roof import Roof
-from fastae.bench.rounds import Effort
+from fastae.bench.rounds import Effort, Times
 from fastae.bench.spread import Spread
 
 TINY = ("--features", "12,8,4", "--batch", "512", "--rounds", "2", "--no-compile")
@@ -91,6 +91,22 @@ def test_without_matplotlib_the_report_has_no_plots_and_says_so(run, monkeypatch
     assert "no plots: plots need matplotlib: pip install 'fastae[plots]'" in out
     assert sorted(path.name for path in Path("r").iterdir()) == ["bench.json", "bench.md"]
     assert "No plots: matplotlib was not installed." in Path("r/bench.md").read_text()
+
+
+def test_sittings_put_their_rounds_together(run) -> None:
+    options = (*TINY, "--only", "score,fit", "--precision", "float32", "--sittings", "3", "--report", "r")
+    assert run(*options)[0] == 0
+    measured = read_results(Path("r/bench.json")).measured
+    assert [m.what for m in measured] == ["fit", "score"]
+    assert all(len(rounds) == 3 * 2 for m in measured for rounds in m.took.values())
+
+
+def test_a_side_that_a_later_sitting_refuses_has_no_ratio() -> None:
+    m = measured()
+    later = {name: [0.001] for name in ("fastae", "idiom")}
+    m.add(Times({"wall": later}, refused={"tuned": "loss differs"}))
+    assert set(m.ratios) == {"idiom"}
+    assert len(m.took["fastae"]) == 16
 
 
 def test_results_that_differ_end_in_exit_code_1_and_no_ratio(run, monkeypatch) -> None:
@@ -240,6 +256,7 @@ def test_compare_measures_the_cases_of_the_old_report(run, monkeypatch) -> None:
         (["--batch", "32"], "--batch needs --features"),
         (["--features", "8,4", "--network", "mnist"], "leave out --network"),
         (["--rounds", "0"], "--rounds must be at least 1; got 0"),
+        (["--sittings", "0"], "--sittings must be at least 1; got 0"),
         (["--features", "8,4", "--only", "startup"], "leave nothing to measure"),
         (["--new", "."], "File '.' is a directory"),
         (["--compare", "none.json"], "'none.json' does not exist"),

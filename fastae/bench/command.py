@@ -39,6 +39,7 @@ class Options:
     rounds: int | None = None
     compile: bool = True
     device: str = "cpu"
+    sittings: int = 1  # times that all cases are set up and measured; their rounds are put together
 
     def __post_init__(self) -> None:
         for option, values, valid in (
@@ -60,6 +61,8 @@ class Options:
             raise ValueError("--features is a network of your own; leave out --network")
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1; got {self.rounds}")
+        if self.sittings < 1:
+            raise ValueError(f"--sittings must be at least 1; got {self.sittings}")
 
     def cases(self) -> list[Case]:
         levels = self.only or LEVELS
@@ -125,10 +128,14 @@ def run(options: Options, cases: Sequence[Case], say: Callable[[str], object]) -
     used = tuple(dict.fromkeys(case.precision for case in cases)) or PRECISIONS[:1]
     roof = measure_roof(device, used)
     results = Results(machine, _as_json(options), roof.flops_per_s, roof.bytes_per_s)
-    for case in cases:
-        measured = Measured.of(case, case.measure(device, options.effort))
-        results.measured.append(measured)
-        say(line(measured))
+    for sitting in range(options.sittings):
+        for index, case in enumerate(cases):
+            times = case.measure(device, options.effort)
+            if sitting == 0:
+                results.measured.append(Measured.of(case, times))
+            else:
+                results.measured[index].add(times)
+            say(line(results.measured[index]))
     if options.growth:
         results.curves.extend(measure_growth(device, options.effort))
         say("\n" + growth_table(results))

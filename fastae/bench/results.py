@@ -43,6 +43,17 @@ class Measured:
             work and work.flops, work and work.moved, times.seconds, times.refused, times.missing,
         )  # fmt: skip
 
+    def add(self, times: Times) -> None:
+        """The rounds of a later sitting; a side without them has no figures any more."""
+        self.refused.update(times.refused)
+        self.missing.update(times.missing)
+        for clock, sides in self.seconds.items():
+            for side in list(sides):
+                if side in times.seconds[clock]:
+                    sides[side] += times.seconds[clock][side]
+                else:
+                    del sides[side]
+
     @property
     def label(self) -> str:
         return "-".join(map(str, self.features))
