@@ -192,7 +192,7 @@ def test_slow_cases_get_fewer_rounds_but_five() -> None:
 def test_the_listed_sizes_are_all_measured() -> None:
     steps = {(case.size, case.precision) for case in all_cases() if case.level == "step"}
     assert steps == {(size, precision) for size in SIZES for precision in TOLERANCE}
-    for level in ("op", "score", "encode"):
+    for level in ("score", "encode"):
         assert {case.size.network for case in all_cases() if case.level == level} == set(NETWORKS)
     assert {case.level for case in quick_cases()} == set(LEVELS)
     keys = [case.key for case in all_cases()]
