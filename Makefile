@@ -3,13 +3,15 @@ PYTHON ?= python3
 VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
+PEERS  := .venv-peers
 
-.PHONY: help setup demo test test-integrations bench lint format clean
+.PHONY: help setup demo test test-integrations bench bench-peers lint format clean
 help:
 	@echo "make demo    train the MNIST autoencoder beside plain PyTorch; results in runs/demo"
 	@echo "make test    run the tests, and fastae verify --quick (no GPU needed)"
 	@echo "make test-integrations  the tests that need other packages or a C++ compiler; installs the packages"
 	@echo "make bench   measure fastae beside PyTorch on this machine (15 minutes); bench/results, and the README from it"
+	@echo "make bench-peers  the same beside Keras, Lightning, scikit-learn, skorch and PyOD (5 minutes)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code the way 'make lint' wants it"
 	@echo "make clean   remove the environment and caches"
@@ -37,6 +39,15 @@ bench: $(READY)
 	$(BIN)/fastae bench --report bench/results
 	$(BIN)/python bench/readme.py
 
+bench-peers: $(PEERS)/.ready
+	cd bench && ../$(PEERS)/bin/python -m peers
+
+$(PEERS)/.ready: pyproject.toml bench/peers/requirements.txt
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "bench/peers/requirements.txt pins wheels for Python 3.11; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 bench-peers" >&2; exit 1; }
+	$(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/peers/requirements.txt --editable .
+	@touch $@
+
 lint: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -47,4 +58,4 @@ format: $(READY)
 	$(BIN)/ruff format .
 
 clean:
-	rm -rf $(VENV) .mypy_cache .pytest_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) .mypy_cache .pytest_cache .ruff_cache

@@ -1,0 +1,1 @@
+"""fastae beside the libraries people train autoencoders with today: `make bench-peers`."""

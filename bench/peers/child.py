@@ -1,0 +1,57 @@
+"""One library in a process of its own: `child.py SIDE PROBLEM` answers commands, a line of JSON for a line of JSON."""
+
+from __future__ import annotations
+
+import json
+import os
+import resource
+import sys
+import time
+from dataclasses import asdict
+from typing import Any
+
+import numpy as np
+
+from peers.problem import Problem
+from peers.sides import SIDES, Side
+
+SCORINGS = 5
+
+
+def peak_mib() -> float:
+    """The most memory this process has had resident, as the kernel counts it."""
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+
+def round_of(side: Side, seed: int, epochs: int) -> dict[str, Any]:
+    """Train from the seed's weights and score: the seconds of each, and what came out."""
+    side.prepare(seed, epochs)
+    started = time.perf_counter()
+    rows = side.fit()
+    fit_s = time.perf_counter() - started
+    score_s = []
+    for _ in range(SCORINGS):
+        started = time.perf_counter()
+        errors = side.score()
+        score_s.append(time.perf_counter() - started)
+    loss = float(np.square(side.reconstruct().astype(np.float64) - side.x).mean())
+    return {
+        "rows": rows, "fit_s": fit_s, "scored": len(side.x), "score_s": float(np.median(score_s)), "loss": loss,
+        "mean_score": float(np.asarray(errors, dtype=np.float64).mean()), "peak_mib": peak_mib(),
+    }  # fmt: skip
+
+
+def main() -> None:
+    answers = os.fdopen(os.dup(1), "w", buffering=1)
+    os.dup2(2, 1)  # what libraries print is no answer
+    name, problem = sys.argv[1], Problem(**json.loads(sys.argv[2]))
+    problem = Problem(**{**asdict(problem), "features": tuple(problem.features)})
+    side = SIDES[name](problem, problem.data())
+    side.prepare(0, 1)  # imports what is imported late
+    print(json.dumps({"versions": side.versions(), "baseline_mib": peak_mib()}), file=answers)
+    for line in sys.stdin:
+        print(json.dumps(round_of(side, **json.loads(line))), file=answers)
+
+
+if __name__ == "__main__":
+    main()
