@@ -86,7 +86,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", default=",".join(PROBLEMS), help="of these, with commas between")
     parser.add_argument("--sides", default=",".join(SIDES), help="of these; fastae is always there")
-    parser.add_argument("--rounds", type=int, default=7)
+    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
     options = parser.parse_args()
     chosen, names = _of(options.problems, PROBLEMS, parser), _of(options.sides, SIDES, parser)
