@@ -47,8 +47,8 @@ def test_rates_and_ratios_are_medians_round_by_round():
     ours = result("fastae", one(fit_s=1.0), one(fit_s=4.0), one(fit_s=1.0))
     theirs = result("Keras", one(fit_s=5.0), one(fit_s=20.0), one(fit_s=5.0, peak_mib=400.0))
     rows, text = table(ours, theirs)
-    assert rows[0] == "| fastae 1.2 | 1,000 | - | 1,000 | - | 0.10000 | 50 |"
-    assert rows[1] == "| Keras 1.2 | 200 | 5.00 (5.00 to 5.00) | 1,000 | 1.00 (1.00 to 1.00) | 0.10000 | 150 |"
+    assert rows[0] == "| fastae 1.2 | 1,000 | - | 1,000 | - | 0.10000 | 300 | 50 |"
+    assert rows[1] == "| Keras 1.2 | 200 | 5.00 (5.00 to 5.00) | 1,000 | 1.00 (1.00 to 1.00) | 0.10000 | 400 | 150 |"
     assert "a machine. Commit abc, `make bench-peers`." in text
     assert "30-8-4-8-30, batch 16, float32" in text
 
