@@ -102,7 +102,8 @@ def _section(entry: dict[str, Any]) -> list[str]:
         f"{problem.rows:,} rows, {problem.epochs} epochs, {entry['rounds']} rounds. {entry['machine']}. Commit "
         f"{entry['commit']}, `{entry['command']}`.",
         "",
-        "| library | training rows/s | fastae is faster | scoring rows/s | fastae is faster | final loss | peak, MiB | added |",
+        "| library | training rows/s | fastae is faster | scoring rows/s | fastae is faster | final loss | peak, MiB "
+        "| added |",
         "|---|---|---|---|---|---|---|---|",
     ]
     notes = []
