@@ -33,7 +33,7 @@ def result(side, *rounds):
 
 
 def table(*results):
-    entry = {"machine": "a machine", "commit": "abc", "rounds": 3, "command": "make bench-peers",
+    entry = {"machine": "a machine", "commit": "abc", "rounds": 3, "load": 0.2, "command": "make bench-peers",
              "problem": asdict(SMALL), "results": [asdict(r) for r in results]}  # fmt: skip
     text = report.markdown({"problems": {"tabular": json.loads(json.dumps(entry))}})
     return [line for line in text.splitlines() if line.startswith("| ") and "library" not in line], text
@@ -49,7 +49,7 @@ def test_rates_and_ratios_are_medians_round_by_round():
     rows, text = table(ours, theirs)
     assert rows[0] == "| fastae 1.2 | 1,000 | - | 1,000 | - | 0.10000 | 300 | 50 |"
     assert rows[1] == "| Keras 1.2 | 200 | 5.00 (5.00 to 5.00) | 1,000 | 1.00 (1.00 to 1.00) | 0.10000 | 400 | 150 |"
-    assert "a machine. Commit abc, `make bench-peers`." in text
+    assert "a machine, load average 0.2 at the start. Commit abc, `make bench-peers`." in text
     assert "30-8-4-8-30, batch 16, float32" in text
 
 

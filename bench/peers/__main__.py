@@ -102,8 +102,14 @@ def main() -> None:
     for name in chosen:
         problem = PROBLEMS[name]
         sides = [side for side in names if problem.precision in SIDES[side].precisions]
+        load = round(os.getloadavg()[0], 1)
         results = compare(problem, sides, options.rounds)
-        problems[name] = {**about, "problem": asdict(problem), "results": [asdict(result) for result in results]}
+        problems[name] = {
+            **about,
+            "load": load,
+            "problem": asdict(problem),
+            "results": [asdict(result) for result in results],
+        }
         file.write_text(json.dumps({"problems": problems}, indent=1) + "\n")
         (options.out / "peers.md").write_text(markdown({"problems": problems}))
     print((options.out / "peers.md").read_text())

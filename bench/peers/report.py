@@ -22,8 +22,7 @@ gives every row's mean squared error; medians. *faster*: fastae's rows/s over th
 its quartiles; above 1 fastae is faster. *loss*: the mean squared error of the reconstructions of all rows after
 training, in fp64, from what the model gives back. No ratio is printed where it is more than {TOLERANCE:.0%} from
 fastae's. *peak*: the most memory that was resident, each library in a process of its own; *added*: beyond what it was
-with the library imported and the rows loaded; PyTorch's optimizers import 90 MiB of its compiler when first used. The
-libraries take turns, a whole `fit` at a time.
+with the library imported and the rows loaded. The libraries take turns, a whole `fit` at a time.
 
 The same for all: rows, widths, relu, initial weights, epochs, batch size, shuffling, Adam (1e-3, no weight decay).
 Apart from what a row says, each is used as its own manual does. scikit-learn's loss is half a sum over the features,
@@ -99,8 +98,8 @@ def _section(entry: dict[str, Any]) -> list[str]:
     lines = [
         f"## {'-'.join(map(str, problem.widths))}, batch {problem.batch}, {problem.precision}",
         "",
-        f"{problem.rows:,} rows, {problem.epochs} epochs, {entry['rounds']} rounds. {entry['machine']}. Commit "
-        f"{entry['commit']}, `{entry['command']}`.",
+        f"{problem.rows:,} rows, {problem.epochs} epochs, {entry['rounds']} rounds. {entry['machine']}, "
+        f"load average {entry['load']} at the start. Commit {entry['commit']}, `{entry['command']}`.",
         "",
         "| library | training rows/s | fastae is faster | scoring rows/s | fastae is faster | final loss | peak, MiB "
         "| added |",

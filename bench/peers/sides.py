@@ -46,6 +46,14 @@ class Side:
         return {name: importlib.metadata.version(name) for name in self.packages}
 
 
+def import_torch() -> Any:
+    """With its compiler, which its optimizers import when they are first made: 90 MiB that no side adds later."""
+    import torch
+    import torch._dynamo
+
+    return torch
+
+
 class Fastae(Side):
     packages = ("fastae", "torch")
     precisions = ("float32", "bfloat16")
@@ -144,9 +152,9 @@ class Lightning(Side):
         import logging
 
         import lightning
-        import torch
         from torch.utils.data import DataLoader, TensorDataset
 
+        torch = import_torch()
         logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
         warnings.filterwarnings("ignore", module="lightning")
 
@@ -188,12 +196,16 @@ class Lightning(Side):
 class Sklearn(Side):
     packages = ("scikit-learn",)
 
-    def prepare(self, seed: int, epochs: int) -> None:
+    def __init__(self, problem: Problem, x: Rows) -> None:
+        super().__init__(problem, x)
         from sklearn.neural_network import MLPRegressor
 
         warnings.filterwarnings("ignore", module="sklearn")  # that it has not converged
+        self.make = MLPRegressor
+
+    def prepare(self, seed: int, epochs: int) -> None:
         self.epochs = epochs
-        self.model = MLPRegressor(
+        self.model = self.make(
             hidden_layer_sizes=self.problem.widths[1:-1], solver="adam", alpha=0.0, batch_size=self.problem.batch,
             learning_rate_init=LR, max_iter=1, tol=0.0, n_iter_no_change=epochs + 1, warm_start=True, random_state=seed,
         )  # fmt: skip
@@ -215,12 +227,15 @@ class Sklearn(Side):
 class Skorch(Side):
     packages = ("skorch", "torch")
 
-    def prepare(self, seed: int, epochs: int) -> None:
+    def __init__(self, problem: Problem, x: Rows) -> None:
+        super().__init__(problem, x)
         import skorch
-        import torch
 
-        self.epochs = epochs
-        self.model = skorch.NeuralNet(
+        self.make, self.torch = skorch.NeuralNet, import_torch()
+
+    def prepare(self, seed: int, epochs: int) -> None:
+        self.epochs, torch = epochs, self.torch
+        self.model = self.make(
             torch_network(self.problem), torch.nn.MSELoss, optimizer=torch.optim.Adam, lr=LR, max_epochs=epochs,
             batch_size=self.problem.batch, iterator_train__shuffle=True, iterator_valid__batch_size=SCORE_BATCH,
             train_split=None, verbose=0,
@@ -241,20 +256,24 @@ class PyOD(Side):
         "drops the last, short batch of an epoch (its rows/s count the others); `fit` scores the rows once at its end"
     )
 
-    def prepare(self, seed: int, epochs: int) -> None:
+    def __init__(self, problem: Problem, x: Rows) -> None:
+        super().__init__(problem, x)
         from pyod.models.auto_encoder import AutoEncoder
 
-        problem = self.problem
+        self.torch = import_torch()
 
         class Same(AutoEncoder):
             def build_model(self) -> None:
                 super().build_model()
-                load(self.model, problem, seed)
+                load(self.model, problem, self.random_state)
 
+        self.make = Same
+
+    def prepare(self, seed: int, epochs: int) -> None:
         self.epochs = epochs
-        self.model = Same(
+        self.model = self.make(
             preprocessing=False, batch_norm=False, dropout_rate=0.0, optimizer_params={"weight_decay": 0.0}, lr=LR,
-            epoch_num=epochs, batch_size=problem.batch, hidden_neuron_list=list(problem.features[1:]),
+            epoch_num=epochs, batch_size=self.problem.batch, hidden_neuron_list=list(self.problem.features[1:]),
             random_state=seed, verbose=0,
         )  # fmt: skip
 
@@ -263,10 +282,8 @@ class PyOD(Side):
         return self.epochs * (len(self.x) // self.problem.batch) * self.problem.batch
 
     def reconstruct(self) -> NDArray[Any]:
-        import torch
-
-        with torch.no_grad():
-            return self.model.model(torch.from_numpy(self.x)).numpy()
+        with self.torch.no_grad():
+            return self.model.model(self.torch.from_numpy(self.x)).numpy()
 
     def score(self) -> NDArray[Any]:
         return self.model.decision_function(self.x, SCORE_BATCH) ** 2 / self.x.shape[1]  # it gives distances
