@@ -119,6 +119,8 @@ def _section(entry: dict[str, Any]) -> list[str]:
         lines.append(f"| {' | '.join(cells)} | {result.median('loss'):.5f} | {result.peak_mib:,.0f} | {added:,.0f} |")
         if SIDES[result.side].differs:
             notes.append(f"{result.side} differs: {SIDES[result.side].differs}.")
+    if "note" in entry:
+        notes.append(entry["note"])
     versions = {name: version for result in results for name, version in result.versions.items()}
     notes.append("Versions: " + ", ".join(f"{name} {version}" for name, version in versions.items()) + ".")
     return [*lines, "", *notes, ""]

@@ -60,7 +60,6 @@ class Fastae(Side):
 
     def __init__(self, problem: Problem, x: Rows) -> None:
         super().__init__(problem, x)
-        import torch
 
         import fastae
 
