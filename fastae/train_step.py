@@ -199,12 +199,13 @@ class _Memory:
 
     def __init__(self, layers: Lowered, count: int, full: _Memory | None = None) -> None:
         def rows(width: int, of: Tensor | None) -> Tensor:
-            return layers.weights[0].new_zeros(count, width) if of is None else of[:count]
+            return layers.weights[0].new_empty(count, width) if of is None else of[:count]
 
         widths = [w.shape[0] for w in layers.weights]
         self.layers, self.count, self.denoises = layers, count, False
         self.x = rows(layers.weights[0].shape[1], None if full is None else full.x)
-        self.given = self.x[:, : layers.features[0]]  # the columns that rows are gathered into; 0 stays in the others
+        self.given = self.x[:, : layers.features[0]]  # the columns that rows are gathered into
+        self.x[:, layers.features[0] :] = 0
         self._target: Tensor | None = None
         self.replays: dict[bool, tuple[Replay, Tensor, list[Tensor]]] = {}  # by whether there is a target
         outputs, gradients = [], []
