@@ -58,19 +58,19 @@ def ran(monkeypatch: pytest.MonkeyPatch) -> list[str]:
 
 
 def test_set_use_and_nest(monkeypatch: pytest.MonkeyPatch) -> None:
-    seen, args = ran(monkeypatch), layer("relu", 2, 3, 4, torch.float32)
+    seen, args = ran(monkeypatch), layer("elu", 2, 3, 4, torch.float32)
     fastae.set_backend("auto")
-    fastae.linear_act(*args, "relu")
+    fastae.linear_act(*args, "elu")
     with fastae.use_backend("triton"):
         assert fastae.get_backend() == "triton"
-        fastae.linear_act(*args, "relu")
+        fastae.linear_act(*args, "elu")
         with fastae.use_backend("torch"):
-            fastae.linear_act(*args, "relu")
+            fastae.linear_act(*args, "elu")
         assert fastae.get_backend() == "triton"
         fastae.set_backend("torch")  # inside the block: undone at its end
     assert fastae.get_backend() == "auto"
     fastae.set_backend("triton")
-    fastae.linear_act(*args, "relu")
+    fastae.linear_act(*args, "elu")
     assert seen == ["torch", "triton", "torch", "triton"]
 
 
