@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 Layer = LinearAct | TiedLinearAct
 _HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
-ROW_BYTES = 32  # of padded rows a multiple: a sector, the least that a GPU fetches
+SECTOR = 32  # bytes, the least that a GPU fetches
+PADDED = 32  # values of which padded rows have a multiple: whole sectors, and tiles wide enough for 16 bytes a thread
 ALIGNMENT = 32  # elements from one gradient to the next in a flat buffer are a multiple: 64 bytes in bf16
 
 
@@ -87,8 +88,9 @@ class Lowered:
         self.parameters, self._copies = parameters, list[Tensor]()
         self._kernels = set(self.plan.backends) == {"triton"}
         used, own = dict(zip(parameters, parameters, strict=True)), parameters[0].dtype
-        step = ROW_BYTES // dtype.itemsize if self._kernels else 1
-        padded = any(n % step for layer in layers for n in (layer.in_features, layer.out_features))
+        widths = [n for layer in layers for n in (layer.in_features, layer.out_features)]
+        padded = self._kernels and any(n * dtype.itemsize % SECTOR for n in widths)
+        step = PADDED if padded else 1
         if dtype != own or padded:
             _, self._copies = _flat([[-(-n // step) * step for n in p.shape] for p in parameters], dtype, parameters[0])
             used = dict(zip(parameters, self._copies, strict=True))

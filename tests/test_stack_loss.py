@@ -167,7 +167,8 @@ def test_steps_aside(reason: str, calls: list[str]) -> None:
     elif reason == "global hook":
         handle = nn.modules.module.register_module_forward_hook(lambda *_: seen.append(1))
     try:
-        with torch.autocast("cpu", torch.bfloat16, enabled=reason == "autocast"):
+        cast = torch.autocast("cpu", torch.bfloat16, enabled=reason == "autocast")
+        with cast, fastae.use_backend("triton"):
             loss = ae.loss(x[None], target[None]) if reason == "3-D" else ae.loss(x, target)
         loss.backward()
     finally:

@@ -19,7 +19,8 @@ from fastae.verify.poison import FENCE, poisoned
 
 
 def test_every_op_is_looked_at() -> None:
-    assert set(OPS) == set(_backend.KERNELS)
+    helper = {"sum_together"}  # writes into its arguments: test_sums.py, and whatever here leaves parts to be summed
+    assert set(OPS) | helper == set(_backend.KERNELS)
 
 
 @pytest.mark.parametrize("quick", [True, False])

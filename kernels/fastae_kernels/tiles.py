@@ -114,12 +114,11 @@ DECODER_TILES: dict[tuple[str, str], Tile] = {
     ("blackwell", "half"): Tile(64, 64, 256, 8, 1),
     # tf32 on Blackwell keeps the small one: in 64 rows LLVM reads what tcgen05.ld brings before it has been waited for
     ("amd", "half"): Tile(32, 32, 256, 4, 1),
-    ("amd", "tf32"): Tile(16, 32, 256, 8, 1),
+    ("amd", "tf32"): Tile(16, 16, 256, 8, 1),
     ("amd", "ieee"): Tile(32, 16, 256, 8, 1),
     ("unaligned", "half"): Tile(16, 32, 256, 8, 2),
     ("unaligned", "tf32"): Tile(16, 32, 256, 8, 2),
     ("unaligned", "ieee"): Tile(32, 16, 256, 8, 1),
-    ("unaligned amd", "tf32"): Tile(16, 16, 256, 8, 1),
 }
 
 # The same where there is no larger one, or where large ones leave SMs idle.
@@ -181,8 +180,7 @@ def choose(rows: int, cols: int, depth: int, *operands: Tensor, table: dict[tupl
 def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
     """The tile of `decoder_mse`; `depth` is all of K."""
     kind, gpu = product(operands[0].dtype), family()
-    rows_are = gpu if aligned(*operands) else f"unaligned {gpu}"
-    tile = DECODER_TILES.get((rows_are, kind)) or DECODER_TILES.get((rows_are.split()[0], kind), DECODER_SMALL[kind])
+    tile = DECODER_TILES.get((gpu if aligned(*operands) else "unaligned", kind), DECODER_SMALL[kind])
     return _filling(rows, tile, DECODER_SMALL[kind]).clipped(rows, cols, depth)
 
 
