@@ -145,8 +145,8 @@ class _ProductTf32(torch.autograd.Function):
 
 
 def _operands_tf32(arguments: Sequence[Any]) -> list[Any]:
-    """The arguments of an op as mma reads what it multiplies, the first two, matrices or lists of them: without the low 13
-    bits (PTX ISA 8.6). A p near the kink of relu then has the same sign on both sides."""
+    """The arguments of an op as mma reads what it multiplies, the first two, matrices or lists of them: without the
+    low 13 bits (PTX ISA 8.6). A p near the kink of relu then has the same sign on both sides."""
 
     def read(t: Tensor) -> Tensor:
         return (t.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
