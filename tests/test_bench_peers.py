@@ -1,6 +1,7 @@
 """The peer benchmark's own pieces, none of which needs a peer: the refusal of ratios, the table, a child process."""
 
 import json
+import os
 import subprocess
 import sys
 from dataclasses import asdict
@@ -127,8 +128,10 @@ def test_our_side_in_a_process_of_its_own():
     assert all(r["fit_s"] > 0 and r["score_s"] > 0 and r["peak_mib"] >= found.baseline_mib for r in found.rounds)
 
 
-def test_a_library_that_is_not_there_is_named(monkeypatch):
+def test_a_library_that_is_not_there_is_named(monkeypatch, tmp_path):
     """Its process ends; the last line of what it said is the error, and no process is left."""
+    (tmp_path / "skorch.py").write_text("raise ModuleNotFoundError(\"No module named 'skorch'\")\n")  # if it is there
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(tmp_path), os.environ.get("PYTHONPATH", "")]).rstrip(":"))
     made = []
     real = subprocess.Popen
     monkeypatch.setattr(subprocess, "Popen", lambda *a, **k: made.append(real(*a, **k)) or made[-1])
