@@ -125,6 +125,13 @@ def test_accesses_know_their_line_loop_and_width(tmp_path: Path) -> None:
     ]
 
 
+def test_a_kernel_compiled_in_another_checkout_has_the_lines_of_this_one(tmp_path: Path) -> None:
+    lines = (ROOT / "kernels" / "fastae_kernels" / "mse_loss.py").read_text().splitlines()
+    line = next(n for n, text in enumerate(lines, 1) if "tl.store(dinput_ptr" in text)
+    (found,) = accesses(f'.file 1 "{tmp_path}/gone/mse_loss.py"\n.loc 1 {line} 5\n\tst.global.b32 [ %rd3 + 0 ], %r1;')
+    assert (found.pointer, found.where) == ("dinput_ptr", f"mse_loss.py:{line}")
+
+
 @pytest.mark.parametrize(
     ("target", "registers", "shared_bytes", "warps", "columns", "resident"),
     [

@@ -6,6 +6,9 @@ import linecache
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from pathlib import Path
+
+import fastae_kernels
 
 _FILE = re.compile(r'^\s*\.file\s+(\d+)\s+"([^"]*)"(?:\s+"([^"]*)")?', re.M)
 _LOC = re.compile(r"\.loc\s+(\d+)\s+(\d+)")
@@ -42,12 +45,18 @@ def accesses(assembly: str) -> list[Access]:
         moved = _moved(text)
         if moved is None:
             continue
-        source = linecache.getline(path, line)
+        source = linecache.getline(_source(path), line)
         pointer = _POINTER.search(source)
         looped = any(first <= number <= last for first, last in loops)
         name = pointer[1] if pointer else ""
         found.append(Access(*moved, looped, name, "operand(tl.load(" in source, f"{path.rsplit('/', 1)[-1]}:{line}"))
     return found
+
+
+def _source(path: str) -> str:
+    """Triton keeps compiled kernels by their text and lines, not by their folder: another checkout, now gone, may have
+    left this one, and its file is the one of the same name here."""
+    return path if Path(path).exists() else str(Path(fastae_kernels.__file__).with_name(Path(path).name))
 
 
 def _loops(lines: list[str]) -> Iterator[tuple[int, int]]:
