@@ -4,6 +4,7 @@ VENV   := .venv
 BIN    := $(VENV)/bin
 READY  := $(VENV)/.ready
 PEERS  := .venv-peers
+PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
 .PHONY: help setup demo test test-integrations bench bench-peers lint format clean
 help:
@@ -28,12 +29,12 @@ demo: $(READY)
 	$(BIN)/python -m fastae.demo --out runs/demo
 
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(PYTEST)
 	$(BIN)/fastae verify --quick --seed 0
 
 test-integrations: $(READY)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations]'
-	$(BIN)/python -m pytest -m integrations
+	$(PYTEST) -m integrations
 
 bench: $(READY)
 	$(BIN)/fastae bench --report bench/results

@@ -44,6 +44,7 @@ AUTO_MAX_FEATURES = {torch.float16: 2048, torch.bfloat16: 2048}
 _MOST = max(AUTO_MAX_FEATURES.values())
 FUSION_PAYS = f"half precision, at most {_MOST} in_features: what fusion saves outweighs a slower product (a model)"
 TOO_WIDE = f"more than {_MOST} in_features: a slower product outweighs what fusion saves (a model)"
+LOSS_PAYS = "half precision: the kernel subtracts the target in its accumulator, ATen would multiply in fp32 for that"
 NOT_HALF = "not half precision: the product decides, and ATen's is faster (a model)"
 
 
@@ -92,18 +93,19 @@ class Elsewhere:
     device: torch.device
 
 
-def resolve(x: Tensor | Elsewhere, width: int = 0, multiply_adds: int = 0) -> str:
-    """ "torch", "onednn" or "triton" for a call on `x`: a product of `multiply_adds`, each sum of `width` terms.
+def resolve(x: Tensor | Elsewhere, width: int = 0, multiply_adds: int = 0, loss: bool = False) -> str:
+    """ "torch", "onednn" or "triton" for a call on `x`: a product of `multiply_adds`, each sum of `width` terms, and
+    whether the loss is taken of it.
 
     Under `torch.compile` it is the backend in force, "auto" included: each call of the compiled code decides, as a
     decision made here would hold for this number of rows alone.
     """
     if torch.compiler.is_compiling():
         return _current
-    return decide(x, width, multiply_adds)[0]
+    return decide(x, width, multiply_adds, loss)[0]
 
 
-def decide(x: Tensor | Elsewhere, width: int, multiply_adds: int) -> tuple[str, str]:
+def decide(x: Tensor | Elsewhere, width: int, multiply_adds: int, loss: bool = False) -> tuple[str, str]:
     """`resolve`, and why."""
     if _current == "torch":
         return "torch", "the backend is set to torch"
@@ -111,10 +113,13 @@ def decide(x: Tensor | Elsewhere, width: int, multiply_adds: int) -> tuple[str, 
         if x.device.type == "cpu":
             reason = onednn.why_not(x.dtype, multiply_adds)
             return ("torch", reason) if reason else ("onednn", onednn.WHY[x.dtype])
-        if width > AUTO_MAX_FEATURES.get(x.dtype, -1):
-            return "torch", TOO_WIDE if x.dtype in AUTO_MAX_FEATURES else NOT_HALF
+        if x.dtype not in AUTO_MAX_FEATURES:
+            return "torch", NOT_HALF
+        wide = width > AUTO_MAX_FEATURES[x.dtype]
+        if wide and not loss:
+            return "torch", TOO_WIDE
         reason = _why_not_triton(x)
-        return ("torch", reason) if reason else ("triton", FUSION_PAYS)
+        return ("torch", reason) if reason else ("triton", LOSS_PAYS if wide else FUSION_PAYS)
     reason = _why_not_triton(x) if _current == "triton" else _why_not_onednn(x)
     if reason:
         raise RuntimeError(f"backend {_current!r} cannot run here: {reason}; or call fastae.set_backend('auto')")
@@ -139,7 +144,7 @@ def _chosen(name: str, *args: Any, **options: Any) -> Any:
         width, multiply_adds = second.shape[1], first.numel() * second.shape[1]
     elif name in ("linear_act_fwd", "linear_act_mse"):  # x [M, K], w [N, K]
         width, multiply_adds = second.shape[1], first.numel() * second.shape[0]
-    return op(resolve(first, width, multiply_adds), name)(*args, **options)
+    return op(resolve(first, width, multiply_adds, name == "linear_act_mse"), name)(*args, **options)
 
 
 def _why_not_onednn(x: Tensor | Elsewhere) -> str | None:

@@ -59,14 +59,18 @@ def weight_of(layer: Layer) -> Tensor:
     return layer.source.weight.t() if isinstance(layer, TiedLinearAct) else layer.weight
 
 
-def choices_of(layers: Sequence[Layer], x: Tensor | Elsewhere, rows: int) -> list[tuple[str, str]]:
-    """(implementation, why) of every layer, for that many rows like x."""
-    return [decide(x, layer.in_features, rows * layer.in_features * layer.out_features) for layer in layers]
+def choices_of(layers: Sequence[Layer], x: Tensor | Elsewhere, rows: int, loss: bool = True) -> list[tuple[str, str]]:
+    """(implementation, why) of every layer, for that many rows like x; the `loss` is taken of the last."""
+    last = layers[-1] if loss else None
+    return [
+        decide(x, layer.in_features, rows * layer.in_features * layer.out_features, layer is last) for layer in layers
+    ]
 
 
-def plan_of(layers: Sequence[Layer], x: Tensor, rows: int) -> Plan:
-    """Activations and implementations, for that many rows like x."""
-    return Plan([layer.activation for layer in layers], [backend for backend, _ in choices_of(layers, x, rows)])
+def plan_of(layers: Sequence[Layer], x: Tensor, rows: int, loss: bool = True) -> Plan:
+    """Activations and implementations, for that many rows like x; the `loss` is taken of the last."""
+    choices = choices_of(layers, x, rows, loss)
+    return Plan([layer.activation for layer in layers], [backend for backend, _ in choices])
 
 
 class Lowered:

@@ -110,7 +110,7 @@ class DenseAutoencoder(nn.Module):
             if torch.is_grad_enabled() or not self._fuses(rows, None):
                 code: Tensor = self.encoder(rows)
                 return code
-            return stack_encode(rows, *self._stack(self.encoder, rows))
+            return stack_encode(rows, *self._stack(self.encoder, rows, loss=False))
 
         return self._run(codes, x, self.features[0], "x")
 
@@ -148,8 +148,9 @@ class DenseAutoencoder(nn.Module):
             and kernels_take("DenseAutoencoder", x, target)
         )
 
-    def _stack(self, layers: Any, x: Tensor) -> tuple[list[Tensor], list[Tensor | None], Plan]:
-        return [weight_of(layer) for layer in layers], [layer.bias for layer in layers], plan_of(layers, x, len(x))
+    def _stack(self, layers: Any, x: Tensor, loss: bool = True) -> tuple[list[Tensor], list[Tensor | None], Plan]:
+        plan = plan_of(layers, x, len(x), loss)
+        return [weight_of(layer) for layer in layers], [layer.bias for layer in layers], plan
 
     def score(self, x: Rows) -> Rows:
         """The mean squared error of each row, [rows, features[0]] -> [rows]; no gradient, bounded memory."""

@@ -148,7 +148,7 @@ def linear_act_mse(
     if not kernels_take("linear_act_mse", x, weight, bias, target, row_weight):
         all_dtensors("linear_act_mse", weight=weight, x=x, bias=bias, target=target, row_weight=row_weight)
         return _eager(x, weight, bias, target, row_weight, activation, reduction)
-    backend = _backend.resolve(x, weight.shape[1], len(x) * weight.numel())
+    backend = _backend.resolve(x, weight.shape[1], len(x) * weight.numel(), loss=True)
     if backend == "torch" and x.dtype.itemsize > 2:  # the twin would do the same through a Function of Python
         return _eager(x, weight, bias, target, row_weight, activation, reduction)
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.

@@ -125,8 +125,10 @@ def test_auto_on_a_gpu_goes_by_dtype_and_width(monkeypatch: pytest.MonkeyPatch) 
     for dtype in (torch.float16, torch.bfloat16):
         assert _backend.resolve(Claims(dtype), 2048) == "triton"
         assert _backend.resolve(Claims(dtype), 2049) == "torch"
+        assert _backend.decide(Claims(dtype), 2049, 0, loss=True) == ("triton", _backend.LOSS_PAYS)
     for dtype in (torch.float32, torch.float64):
         assert _backend.resolve(Claims(dtype), 16) == "torch"
+        assert _backend.resolve(Claims(dtype), 16, loss=True) == "torch"
     monkeypatch.setattr(_backend, "_why_not_triton", lambda x: "some reason")
     assert _backend.resolve(Claims(torch.float16), 16) == "torch"
     fastae.set_backend("triton")
@@ -152,7 +154,7 @@ def test_onednn_is_for_cpu_tensors_and_builds_that_have_it(monkeypatch: pytest.M
 def test_auto_on_a_cpu_goes_by_dtype_and_size(monkeypatch: pytest.MonkeyPatch) -> None:
     fastae.set_backend("auto")
     monkeypatch.setattr(onednn, "_fp32_pays", lambda: True)
-    monkeypatch.setattr(onednn, "_subtracts_bf16", lambda: True)
+    monkeypatch.setattr(onednn, "_has_bf16", lambda: True)
     monkeypatch.setattr(onednn, "_full_width", lambda: True)
 
     def chosen(dtype: torch.dtype, multiply_adds: int) -> str:

@@ -1,8 +1,13 @@
 """`TrainStep`: the same training as autograd's, on memory allocated once; what it refuses and what it leaves alone."""
 
 import copy
+import ctypes
 import logging
+import platform
 import re
+import subprocess
+import sys
+from functools import partial
 
 import pytest
 import torch
@@ -239,6 +244,31 @@ def allocations(backend: str, activation: str, precision: str | None) -> set[tup
 @pytest.mark.parametrize("activation", ["relu", "gelu", "silu", "tanh"])
 def test_the_steady_state_allocates_nothing(activation: str) -> None:
     assert allocations("torch", activation, None) == set()
+
+
+MAPPED = """
+import ctypes, torch
+from fastae_kernels import onednn
+class Info(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_size_t) for name in "arena ordblks smblks hblks hblkhd usm fsm uord ford keep".split()]
+info = ctypes.CDLL(None).mallinfo2
+info.restype = Info
+if {kept}:
+    onednn._keep_freed_memory()
+before = info().hblks
+result = torch.empty(20 << 20, dtype=torch.uint8)
+print(info().hblks - before)
+"""
+
+
+@pytest.mark.skipif(
+    platform.libc_ver()[0] != "glibc" or not hasattr(ctypes.CDLL(None), "mallinfo2"), reason="asks glibc 2.33 or newer"
+)
+def test_the_memory_of_onednns_results_stays_with_the_process() -> None:
+    """They are fresh at every step: mapped from the system, page by page, or from what the heap has kept."""
+    run = partial(subprocess.run, capture_output=True, text=True, check=True)
+    mapped = [int(run([sys.executable, "-c", MAPPED.format(kept=kept)]).stdout) for kept in (False, True)]
+    assert mapped == [1, 0]
 
 
 # ---------------------------------------------------------------- errors, and what is left to autograd
