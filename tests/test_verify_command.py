@@ -176,11 +176,16 @@ def test_arguments_of_the_children() -> None:
 
 def test_a_process_for_each_target(run, children, monkeypatch) -> None:
     seen = []
-    monkeypatch.setattr(command, "BY_TARGET", ("compile", "execute"))
+    monkeypatch.setattr(command, "BY_TARGET", ("compile", "execute", "traffic"))
     monkeypatch.setattr(command, "run_child", lambda part, options, _: seen.append((part, options.targets))
                         or command.Outcome(part, [GOOD]))  # fmt: skip
     assert run("--compile", "--execute", "--target", "sm_80, gfx942")[0] == 0
-    assert seen == [("compile", ("sm_80",)), ("compile", ("gfx942",)), ("execute", ("sm_80",))]
+    assert sorted(seen) == [("compile", ("gfx942",)), ("compile", ("sm_80",)), ("execute", ("sm_80",))]
+    seen.clear()
+    assert run("--traffic", "--quick")[0] == 0
+    assert seen == [("traffic", ("sm_90",))]
+    assert run("--traffic")[0] == 0
+    assert sorted(seen[1:]) == [("traffic", (target,)) for target in ("sm_100", "sm_80", "sm_90")]
 
 
 @pytest.mark.parametrize(("code", "ok"), [(0, True), (9, False)])

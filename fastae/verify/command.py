@@ -33,7 +33,8 @@ from fastae.verify.findings import PARTS, Finding, announced, parse
 from fastae.verify.report import print_report
 
 MODULES = {"numerics": "numerics", "compile": "compilation", "execute": "execution", "traffic": "traffic"}
-BY_TARGET = ("compile", "execute")  # parts with a process for each target
+BY_TARGET = ("compile", "execute", "traffic")  # parts with a process for each target
+ORDER = ("execute", "compile", "numerics", "traffic")  # the longest first; what traffic executes, compile has compiled
 AT_ONCE = 2  # processes: each has one thread, and the parts are made for two cores
 
 
@@ -114,17 +115,22 @@ def verify(options: Options, json_file: Path | None, show_all: bool) -> int:
 
 def run_parts(options: Options) -> list[Outcome]:
     """Every part in child processes, two at a time; sanitizers too on a GPU that has them."""
+    from fastae.verify.workers import one_of
+
     running: list[subprocess.Popen[str]] = []
     jobs = []
-    for part in options.parts:
+    for part in sorted(options.parts, key=ORDER.index):
         chosen = [t for t in targets_of(part) if t in options.targets or not options.targets]
+        chosen = one_of(chosen) if part == "traffic" and options.quick else chosen
         for targets in [(t,) for t in chosen] if part in BY_TARGET else [options.targets]:
             jobs.append(partial(run_child, part, replace(options, targets=targets), running))
     if options.device != "cpu" and "numerics" in options.parts and shutil.which("compute-sanitizer"):
         jobs += [partial(sanitize, tool, options, running) for tool in ("memcheck", "racecheck")]
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
-        return _by_part(list(pool.map(lambda job: job(), jobs)))
+        return sorted(
+            _by_part(list(pool.map(lambda job: job(), jobs))), key=lambda one: PARTS.index(one.part.split()[0])
+        )
     finally:  # of an interrupt: what waits is not started, what runs is stopped
         pool.shutdown(wait=False, cancel_futures=True)
         for process in list(running):

@@ -10,7 +10,6 @@ from __future__ import annotations
 import re
 import sys
 from collections.abc import Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass, field
 
 import torch
@@ -18,7 +17,7 @@ from fastae_kernels import tiles
 
 from fastae.verify import budgets
 from fastae.verify.accesses import Access, accesses
-from fastae.verify.driver import TARGETS, Launch, Recorder, on_target
+from fastae.verify.driver import TARGETS, Launch, Recorder, on_target, read_together
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.models import MODELS, PRECISIONS, Model, build, score_and_encode, training_step, triton_in
 from fastae.verify.resources import Resources
@@ -147,23 +146,19 @@ def finding(found: Compiled, used: set[budgets.Exempt]) -> Finding:
 def run(target: str, quick: bool, only: str | None, used: set[budgets.Exempt]) -> None:
     """Emit a finding for each kernel of each step; kernels that several steps share are read once."""
     seen: dict[int, Compiled] = {}
-    reading: list[Future[Resources]] = []
-    with ThreadPoolExecutor(2) as pool:  # the disassembler is a process of its own
-        for precision in PRECISIONS:
-            for model, batch in ((m, batch) for m in MODELS for batch in m.batches):
-                if quick and (model.name, batch, precision) != QUICK:
+    for precision in PRECISIONS:
+        for model, batch in ((m, batch) for m in MODELS for batch in m.batches):
+            if quick and (model.name, batch, precision) != QUICK:
+                continue
+            announce(model.name, f"compiling for {target} in {precision}, batch {batch}")
+            for one in compiled(model, batch, precision, target):
+                if not named(one.launch.name, only):
                     continue
-                announce(model.name, f"compiling for {target} in {precision}, batch {batch}")
-                for one in compiled(model, batch, precision, target):
-                    if not named(one.launch.name, only):
-                        continue
-                    first = seen.setdefault(id(one.launch.kernel), one)
-                    if first is one:
-                        reading.append(pool.submit(lambda kernel: kernel.resources, one.launch.kernel))
-                    elif one.steps[0] not in first.steps:
-                        first.steps += one.steps
-    for read in reading:
-        read.result()
+                first = seen.setdefault(id(one.launch.kernel), one)
+                if first is not one and one.steps[0] not in first.steps:
+                    first.steps += one.steps
+    if seen and target.startswith("sm_"):
+        read_together([one.launch.kernel for one in seen.values()])
     for one in seen.values():
         emit(finding(one, used))
 

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor
 
 from fastae.verify.ptx import Code, Counters, GlobalMemory, assemble, launch
-from fastae.verify.resources import Resources, read_resources
+from fastae.verify.resources import Resources, of_cubins, parse_amdgcn
 
 try:
     import triton
@@ -61,8 +61,15 @@ class CompiledKernel:
     def resources(self) -> Resources:
         """Registers, spills and instructions of the machine code; read when first asked for."""
         if "ptx" in self._files:
-            return read_resources(self.target, self.shared_bytes, binary=self.binary)
-        return read_resources(self.target, self.shared_bytes, assembly=self.text("amdgcn"))
+            return of_cubins(self.target, [(self.binary, self.shared_bytes)])[0]
+        return parse_amdgcn(self.text("amdgcn"), self.shared_bytes)
+
+
+def read_together(kernels: Sequence[CompiledKernel]) -> None:
+    """Read the resources of kernels for one of NVIDIA's GPUs at once: a disassembler started for each takes longer."""
+    found = of_cubins(kernels[0].target, [(kernel.binary, kernel.shared_bytes) for kernel in kernels])
+    for kernel, resources in zip(kernels, found, strict=True):
+        kernel.resources = resources
 
 
 @dataclass(frozen=True)
@@ -279,9 +286,20 @@ class AbsentDriver:
         return benchmark
 
 
+def _no_machine_code(backend: Any = None, stages: Any = None, *_: Any) -> tuple[str, str] | None:
+    """Triton's hook for the stages of a compilation; asked without arguments, what tells such a kernel from others."""
+    if stages is None:
+        return "no machine code", "no machine code"
+    stages["cubin"] = lambda source, metadata: b""
+    return None
+
+
 @contextmanager
-def on_target(name: str, hook: Hook) -> Iterator[None]:
-    """Kernels launched inside are compiled for `name` (sm_80, sm_90, sm_100, gfx942) and handed to `hook`."""
+def on_target(name: str, hook: Hook, machine_code: bool = True) -> Iterator[None]:
+    """Kernels launched inside are compiled for `name` (sm_80, sm_90, sm_100, gfx942) and handed to `hook`.
+
+    Without `machine_code` as far as PTX, which is all that an `Executor` reads.
+    """
     if triton.knobs.runtime.interpret or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise RuntimeError("on_target: TRITON_INTERPRET is set, nothing would be compiled; start Python without it")
     driver = AbsentDriver(name, hook)
@@ -289,11 +307,14 @@ def on_target(name: str, hook: Hook) -> Iterator[None]:
     def note_files(module: Any, function: Any, kernel: str, files: dict[str, str], key: str) -> None:
         driver.utils.files = files
 
-    before, loading = triton_driver._active, triton.knobs.runtime.kernel_load_start_hook
+    runtime = triton.knobs.runtime
+    before, loading, stages = triton_driver._active, runtime.kernel_load_start_hook, runtime.add_stages_inspection_hook
     loading.add(note_files)
+    if not machine_code:
+        runtime.add_stages_inspection_hook = _no_machine_code
     triton_driver.set_active(driver)
     try:
         yield
     finally:
-        triton_driver._active = before
+        triton_driver._active, runtime.add_stages_inspection_hook = before, stages
         loading.remove(note_files)

@@ -84,7 +84,7 @@ def _compared(
 ) -> Accuracy:
     kind = PRECISIONS.get(precision, Precision(torch.float64))
     try:
-        with triton_in(kind), on_target(target, Executor()):
+        with triton_in(kind), on_target(target, Executor(), machine_code=False):
             results, problem = run()
     except Exception as error:
         return Accuracy(float("inf"), 0.0, f"{type(error).__name__}: {str(error).strip().splitlines()[0]}")

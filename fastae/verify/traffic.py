@@ -22,7 +22,7 @@ from fastae.verify.eager import Ran, eager_step, fewest_bytes
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.models import MODELS, PRECISIONS, Model, build, training_step, triton_in
 from fastae.verify.ptx import Counters
-from fastae.verify.workers import in_children, options
+from fastae.verify.workers import in_children, one_of, options
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
 BLOCKS = 3  # executed of each launch: the first, which may have more to do than others, one in the middle, the last
@@ -172,8 +172,7 @@ def _mb(count: int) -> str:
 
 def main() -> None:
     given = options("fastae.verify.traffic", __doc__, TARGETS)
-    if given.quick and len(given.target) > 1:
-        given.target = [target for target in given.target if target == "sm_90"] or given.target[:1]
+    given.target = one_of(given.target) if given.quick else given.target
     if len(given.target) != 1:
         sys.exit(in_children("fastae.verify.traffic", given))
     torch.set_num_threads(1)

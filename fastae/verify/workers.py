@@ -28,6 +28,11 @@ def options(module: str, about: str | None, targets: tuple[str, ...]) -> argpars
     return given
 
 
+def one_of(targets: list[str]) -> list[str]:
+    """In a quick run of the traffic one target stands for the others."""
+    return ["sm_90"] if "sm_90" in targets else targets[:1]
+
+
 def in_children(module: str, given: argparse.Namespace) -> int:
     """Run the part for each target in a process of its own, as many at a time as there are cores; pass on what they
     write. The exit code of the worst."""
