@@ -240,11 +240,12 @@ def test_without_triton(run, monkeypatch) -> None:
     )
 
 
-def test_without_the_disassembler(run, monkeypatch, tmp_path) -> None:
-    monkeypatch.setattr(resources.Path, "exists", lambda path: path.name != "cuobjdump")
+@pytest.mark.parametrize("tool", ["nvdisasm", "cuobjdump"])
+def test_without_the_disassembler(run, monkeypatch, tool: str) -> None:
+    monkeypatch.setattr(resources.Path, "exists", lambda path: path.name != tool)
     code, _, err = run("--compile")
     assert code == 2
-    assert err.endswith("cuobjdump is missing; reinstall it with pip install --force-reinstall triton (Linux)\n")
+    assert err.endswith(f"{tool} is missing; reinstall it with pip install --force-reinstall triton (Linux)\n")
     assert err.count("\n") == 1
 
 

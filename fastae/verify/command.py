@@ -72,8 +72,9 @@ def check_options(options: Options) -> None:
     """Raises, in one line that says what to do, where a part could not even start."""
     if find_spec("triton") is None:
         raise ImportError("fastae verify needs Triton, which is not installed; pip install triton (Linux)")
-    if {"compile", "traffic"} & set(options.parts):
-        resources.tool("cuobjdump")
+    if "compile" in options.parts:
+        for name in ("nvdisasm", "cuobjdump"):
+            resources.tool(name)
     for target in options.targets:
         if target not in targets_of("compile"):
             known = ", ".join(targets_of("compile"))
