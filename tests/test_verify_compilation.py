@@ -130,6 +130,8 @@ def test_a_kernel_compiled_in_another_checkout_has_the_lines_of_this_one(tmp_pat
     line = next(n for n, text in enumerate(lines, 1) if "tl.store(dinput_ptr" in text)
     (found,) = accesses(f'.file 1 "{tmp_path}/gone/mse_loss.py"\n.loc 1 {line} 5\n\tst.global.b32 [ %rd3 + 0 ], %r1;')
     assert (found.pointer, found.where) == ("dinput_ptr", f"mse_loss.py:{line}")
+    with pytest.raises(FileNotFoundError, match=r"gone/no\.py, the source of a compiled kernel, is gone; remove"):
+        accesses(f'.file 1 "{tmp_path}/gone/no.py"\n.loc 1 1 5\n\tst.global.b32 [ %rd3 + 0 ], %r1;')
 
 
 @pytest.mark.parametrize(

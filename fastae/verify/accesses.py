@@ -55,8 +55,13 @@ def accesses(assembly: str) -> list[Access]:
 
 def _source(path: str) -> str:
     """Triton keeps compiled kernels by their text and lines, not by their folder: another checkout, now gone, may have
-    left this one, and its file is the one of the same name here."""
-    return path if Path(path).exists() else str(Path(fastae_kernels.__file__).with_name(Path(path).name))
+    left this one, and its file is the one of the same name here. Without the source no budget of operands would hold
+    anything."""
+    here = Path(fastae_kernels.__file__).with_name(Path(path).name)
+    found = next((str(file) for file in (Path(path), here) if file.exists()), None)
+    if found is None:
+        raise FileNotFoundError(f"{path}, the source of a compiled kernel, is gone; remove Triton's cache, try again")
+    return found
 
 
 def _loops(lines: list[str]) -> Iterator[tuple[int, int]]:
