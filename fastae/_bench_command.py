@@ -19,8 +19,8 @@ _folder = click.Path(path_type=Path, file_okay=False)
 @click.option("--precision", metavar="NAMES", help="float32, bfloat16 (default: both).")
 @click.option("--features", metavar="WIDTHS", help="A network of your own instead, e.g. 784,256,128.")
 @click.option("--batch", metavar="ROWS", help="Its batch, or several with commas between (default: 256).")
-@click.option("--rounds", type=int, help="Turns of each side (default: 15; 9 with --quick).")
-@click.option("--sittings", default=1, help="Measure everything so many times over: spreads then hold what drifts.")
+@click.option("--rounds", type=int, help="Turns of each side (default: 15; 8 with --quick).")
+@click.option("--sittings", type=int, help="Parts that the rounds come in, minutes apart (default: 3).")
 @click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which takes most of the time.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
 @click.option("--report", type=_folder, metavar="DIR", help="Write bench.md, bench.json and plots there.")
@@ -28,7 +28,7 @@ _folder = click.Path(path_type=Path, file_okay=False)
 @click.option("--new", type=_file, metavar="NEW.json", help="Compare this report instead of measuring.")
 def bench(
     quick: bool, only: str | None, network: str | None, precision: str | None, features: str | None, batch: str | None,
-    rounds: int | None, sittings: int, no_compile: bool, device: str, report: Path | None, compare: Path | None,
+    rounds: int | None, sittings: int | None, no_compile: bool, device: str, report: Path | None, compare: Path | None,
     new: Path | None,
 ) -> int:  # fmt: skip
     """Measure fastae beside eager, tuned and compiled PyTorch on this machine, taking turns in one process."""

@@ -94,11 +94,36 @@ def test_without_matplotlib_the_report_has_no_plots_and_says_so(run, monkeypatch
 
 
 def test_sittings_put_their_rounds_together(run) -> None:
-    options = (*TINY, "--only", "score,fit", "--precision", "float32", "--sittings", "3", "--report", "r")
-    assert run(*options)[0] == 0
+    choice = ("--features", "12,8,4", "--only", "score,fit", "--precision", "float32", "--no-compile", "--report", "r")
+    code, out, _ = run(*choice, "--rounds", "6", "--sittings", "2")
+    assert code == 0
+    assert out.count("\nsitting 2 of 2, with the rounds before it:\n") == 1
     measured = read_results(Path("r/bench.json")).measured
     assert [m.what for m in measured] == ["fit", "score"]
-    assert all(len(rounds) == 3 * 2 for m in measured for rounds in m.took.values())
+    assert all(len(rounds) == 6 for m in measured for rounds in m.took.values())
+
+
+def test_a_case_that_has_had_its_time_needs_no_further_sitting(run, monkeypatch) -> None:
+    seen = []
+
+    def fake(case, device, effort):
+        seen.append(effort)
+        return Times({"wall": {"fastae": [0.4] * effort.rounds, "tuned": [0.6] * effort.rounds}})
+
+    monkeypatch.setattr("fastae.bench.cases.Case.measure", fake)
+    for budget_s, sittings in ((1.0, 1), (9.0, 2), (10.0, 3)):  # of 1 s a round: 5, then 10 in two sittings
+        seen.clear()
+        monkeypatch.setattr(command, "FULL", Effort(budget_s=budget_s))
+        run("--features", "12,8,4", "--only", "score", "--precision", "float32")
+        assert [effort.rounds for effort in seen] == [5] * sittings
+
+
+def test_a_sitting_has_its_share() -> None:
+    share = Effort(rounds=15, fewest=5, budget_s=6.0, sittings=3).of_a_sitting()
+    assert (share.rounds, share.fewest, share.budget_s, share.sittings) == (5, 3, 2.0, 1)
+    whole = Effort(sittings=1)
+    assert whole.of_a_sitting() == whole
+    assert Options(rounds=1).effort.sittings == 1
 
 
 def test_a_side_that_a_later_sitting_refuses_has_no_ratio() -> None:

@@ -83,6 +83,42 @@ def test_near_convergence(dtype: torch.dtype, backend: str) -> None:
     assert abs(loss.item() - true_loss) <= torch.finfo(dtype).eps * true_loss
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("shape", [(64, 4100), (2001, 150), (8, 64, 600)], ids=str)
+def test_where_the_difference_is_kept(shape: tuple[int, ...], dtype: torch.dtype, monkeypatch) -> None:
+    """Half precision on a CPU, many values in many rows: `F.mse_loss` is not called."""
+    monkeypatch.setattr(F, "mse_loss", None)
+    input, target = normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=1)
+    with fastae.use_backend("torch"):
+        found = {
+            (reduction, upstream): everything(mse_loss, input, target, reduction, upstream)
+            for reduction, upstream in (("mean", 1.0), ("sum", 0.125), ("mean", 1024.0))
+        }
+        strided = everything(mse_loss, input.transpose(0, 1), target.transpose(0, 1), "mean", 1.0)
+        assert torch.equal(strided[1].transpose(0, 1), found["mean", 1.0][1])
+        leaf = input.detach().requires_grad_()
+        (again,) = torch.autograd.grad(mse_loss(leaf, target), leaf, create_graph=True)
+        assert again.requires_grad
+        check(again.detach(), found["mean", 1.0][1], 2 * (input.double() - target.double()) / input.numel())
+    monkeypatch.undo()
+    for (reduction, upstream), ours in found.items():
+        check_all(
+            ours,
+            everything(F.mse_loss, input, target, reduction, upstream),
+            everything(F.mse_loss, input.double(), target.double(), reduction, upstream),
+        )
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype"), [((63, 4200), torch.bfloat16), ((128, 2000), torch.bfloat16), ((512, 512), torch.float32)]
+)
+def test_where_pytorchs_passes_are_as_good(shape: tuple[int, ...], dtype: torch.dtype) -> None:
+    """Too few rows, too few values, fp32."""
+    results = [everything(f, normal(*shape, dtype=dtype), normal(*shape, dtype=dtype, seed=1), "mean", 1.0)
+               for f in (mse_loss, F.mse_loss)]  # fmt: skip
+    assert all(torch.equal(ours, theirs) for ours, theirs in zip(*results, strict=True))
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
 def test_large_offsets(dtype: torch.dtype, backend: str) -> None:
     """The difference is taken before the squares: a common offset costs what its own rounding costs, no more."""

@@ -39,7 +39,7 @@ class Options:
     rounds: int | None = None
     compile: bool = True
     device: str = "cpu"
-    sittings: int = 1  # times that all cases are set up and measured; their rounds are put together
+    sittings: int | None = None
 
     def __post_init__(self) -> None:
         for option, values, valid in (
@@ -61,7 +61,7 @@ class Options:
             raise ValueError("--features is a network of your own; leave out --network")
         if self.rounds is not None and self.rounds < 1:
             raise ValueError(f"--rounds must be at least 1; got {self.rounds}")
-        if self.sittings < 1:
+        if self.sittings is not None and self.sittings < 1:
             raise ValueError(f"--sittings must be at least 1; got {self.sittings}")
 
     def cases(self) -> list[Case]:
@@ -84,8 +84,10 @@ class Options:
 
     @property
     def effort(self) -> Effort:
-        effort = replace(QUICK if self.quick else FULL, compile=self.compile)
-        return effort if self.rounds is None else replace(effort, rounds=self.rounds)
+        effort = QUICK if self.quick else FULL
+        rounds = self.rounds or effort.rounds
+        sittings = min(self.sittings or effort.sittings, rounds)
+        return replace(effort, rounds=rounds, sittings=sittings, compile=self.compile)
 
 
 def bench(options: Options, report: Path | None = None, old: Path | None = None, new: Path | None = None) -> int:
@@ -118,7 +120,7 @@ def bench(options: Options, report: Path | None = None, old: Path | None = None,
 
 
 def run(options: Options, cases: Sequence[Case], say: Callable[[str], object]) -> Results:
-    """Measure the cases, one line of text for each."""
+    """Measure the cases, one line of text for each and every sitting."""
     started = time.monotonic()
     device = _device(options.device)
     machine = describe(device)
@@ -128,16 +130,20 @@ def run(options: Options, cases: Sequence[Case], say: Callable[[str], object]) -
     used = tuple(dict.fromkeys(case.precision for case in cases)) or PRECISIONS[:1]
     roof = measure_roof(device, used)
     results = Results(machine, _as_json(options), roof.flops_per_s, roof.bytes_per_s)
-    for sitting in range(options.sittings):
-        for index, case in enumerate(cases):
-            times = case.measure(device, options.effort)
-            if sitting == 0:
-                results.measured.append(Measured.of(case, times))
-            else:
-                results.measured[index].add(times)
-            say(line(results.measured[index]))
+    effort = options.effort
+    for case in cases:
+        results.measured.append(Measured.of(case, case.measure(device, effort.of_a_sitting())))
+        say(line(results.measured[-1]))
+    both = list(zip(cases, results.measured, strict=True))
+    for sitting in range(2, effort.sittings + 1):
+        both = [(case, m) for case, m in both if case.level != "startup" and not effort.is_enough(m.took)]
+        if both:
+            say(f"\nsitting {sitting} of {effort.sittings}, with the rounds before it:")
+        for case, measured in both:
+            measured.add(case.measure(device, effort.of_a_sitting()))
+            say(line(measured))
     if options.growth:
-        results.curves.extend(measure_growth(device, options.effort))
+        results.curves.extend(measure_growth(device, effort.of_a_sitting()))
         say("\n" + growth_table(results))
     results.seconds = time.monotonic() - started
     return results

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from fastae.bench.clocks import wall
 from fastae.bench.plain import PlainAutoencoder
-from fastae.bench.rounds import FEWEST_ROUNDS, OPTIONAL_SIDES, Effort, Times, no_garbage_collection, why_missing
+from fastae.bench.rounds import OPTIONAL_SIDES, Effort, Times, no_garbage_collection, why_missing
 from fastae.bench.sides import OURS, difference
 from fastae.bench.training_sides import MODES, SEED, Problem, idiom_step, loader, tuned_step
 from fastae.run import Callback, Run
@@ -50,7 +50,7 @@ class _Turns(Callback):
             for name, epoch in self.epochs.items():
                 self.took[name].append(wall(epoch, 1))
         spent = time.perf_counter() - self.began
-        if len(self.took[OURS]) >= FEWEST_ROUNDS and spent > self.effort.budget_s:
+        if len(self.took[OURS]) >= self.effort.fewest and spent > self.effort.budget_s:
             run.stop("time")
         if run.history.epochs <= WARM_UP:
             self.began = time.perf_counter()  # compiling is not measuring

@@ -6,30 +6,50 @@ import gc
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from torch import Tensor
 
 from fastae.bench.clocks import Clock
 from fastae.bench.sides import OURS, Side, difference
 
-FEWEST_ROUNDS = 5
-
 
 @dataclass(frozen=True)
 class Effort:
-    """How long to measure."""
+    """How long to measure.
+
+    The rounds of a case are measured in several sittings, minutes apart, each of which makes the sides anew: where a
+    process's memory lies and how near the cores of a virtual machine are to each other stay as they are for a while,
+    so rounds in a row agree with each other better than with those of the next run.
+    """
 
     rounds: int = 15
+    fewest: int = 5  # rounds of a slow case
     slice_s: float = 0.03  # a side's turn lasts at least this long, or one call
-    budget_s: float = 6.0  # of a case: slow cases get fewer rounds, but `FEWEST_ROUNDS`
-    processes: int = 5  # of each side, for start-up
+    budget_s: float = 6.0  # of a case: slow cases get fewer rounds, but `fewest`
+    processes: int = 5  # of each side, for start-up, which has one sitting: each round is a new process
     points: int = 5  # of each curve of growth
+    sittings: int = 3
     compile: bool = True
     compile_cold: bool = True  # in start-up, where nothing is in a cache yet
 
+    def of_a_sitting(self) -> Effort:
+        """Its share of a case; a slow case is done after two."""
+        parts = self.sittings
+        return replace(
+            self, sittings=1, rounds=math.ceil(self.rounds / parts), fewest=math.ceil(self.fewest / min(parts, 2)),
+            budget_s=self.budget_s / parts,
+        )  # fmt: skip
 
-FULL, QUICK = Effort(), Effort(9, 0.02, 2.0, 2, 3, compile_cold=False)
+    def is_enough(self, took: Mapping[str, list[float]]) -> bool:
+        """Whether a case has had its time; took: side -> seconds of a call, which is all of a slow case's turn."""
+        return min(map(len, took.values())) >= self.fewest and sum(map(sum, took.values())) >= self.budget_s
+
+
+FULL = Effort()
+QUICK = Effort(
+    rounds=8, fewest=3, slice_s=0.02, budget_s=2.0, processes=2, points=3, sittings=2, compile_cold=False
+)  # fmt: skip
 
 
 @dataclass
@@ -97,7 +117,7 @@ def take_turns(sides: Sequence[Side], clock: Clock, effort: Effort) -> dict[str,
                 turn += seconds * calls[which]
             done += 1
             if done == 1:
-                rounds = min(effort.rounds, max(FEWEST_ROUNDS, math.floor(effort.budget_s / turn)))
+                rounds = min(effort.rounds, max(effort.fewest, math.floor(effort.budget_s / turn)))
     return took
 
 

@@ -225,7 +225,7 @@ def _keep_freed_memory() -> None:
     """glibc returns the top of its heap to the system when twice the largest mapped block ever freed lies free there,
     32 MiB at most: a step that frees its results would get their pages anew each time, 1,600 page faults of 19 ms at
     784-256-128 x 1,024. So one block is freed that nobody wrote to: of Python's, since a torch mode may be at work."""
-    bytearray((32 << 20) - (1 << 16))
+    bytes((32 << 20) - (1 << 16))
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
