@@ -113,7 +113,7 @@ def test_a_case_that_has_had_its_time_needs_no_further_sitting(run, monkeypatch)
     monkeypatch.setattr("fastae.bench.cases.Case.measure", fake)
     for budget_s, sittings in ((1.0, 1), (9.0, 2), (10.0, 3)):  # of 1 s a round: 5, then 10 in two sittings
         seen.clear()
-        monkeypatch.setattr(command, "FULL", Effort(budget_s=budget_s))
+        monkeypatch.setattr(command, "FULL", Effort(rounds=15, budget_s=budget_s))
         run("--features", "12,8,4", "--only", "score", "--precision", "float32")
         assert [effort.rounds for effort in seen] == [5] * sittings
 

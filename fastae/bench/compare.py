@@ -8,9 +8,9 @@ from fastae.bench.results import Measured, Results
 from fastae.bench.sides import OURS
 from fastae.bench.spread import spread
 
-# Two runs of the same code differ by more than their rounds show: memory lies elsewhere, the machine has other
-# neighbours. Between two quick runs on a busy machine with two cores, 8 of 38 ratios lay outside each other's ranges,
-# the farthest of a step of 32 rows: 2.4 and 3.2. Compare on an idle machine.
+# Two runs of the same code differ by more than rounds in a row show: memory lies elsewhere, the machine has other
+# neighbours. With the rounds in three sittings, two whole runs on an idle machine had 2 of 261 ratios outside each
+# other's ranges, by 0.02 at most, and no case slower or faster by the rule below. Compare on an idle machine.
 LEAST_CHANGE = 1.10
 FEWEST_ROUNDS = 5  # of quantiles that mean something
 

@@ -52,11 +52,11 @@ def multiplications(a: Tensor, b: Tensor) -> list[Callable[[], Tensor]]:
     return ways
 
 
-def _seconds(call: Callable[[], object], calls: int = 3) -> float:
-    """The least of a few calls after one to warm up: the trial is short, so noise only adds."""
+def _seconds(call: Callable[[], object], calls: int = 3, long_s: float = 0.05) -> float:
+    """The least of a few calls after one to warm up, of one where it is long: noise only adds, and less to that."""
     call()
-    took = []
-    for _ in range(calls):
+    took = list[float]()
+    while len(took) < calls and sum(took) < long_s:
         started = time.perf_counter()
         call()
         took.append(time.perf_counter() - started)

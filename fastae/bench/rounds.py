@@ -23,7 +23,7 @@ class Effort:
     so rounds in a row agree with each other better than with those of the next run.
     """
 
-    rounds: int = 15
+    rounds: int = 12
     fewest: int = 5  # rounds of a slow case
     slice_s: float = 0.03  # a side's turn lasts at least this long, or one call
     budget_s: float = 6.0  # of a case: slow cases get fewer rounds, but `fewest`
