@@ -11,7 +11,7 @@ help:
 	@echo "make demo    train the MNIST autoencoder beside plain PyTorch; results in runs/demo"
 	@echo "make test    run the tests, and fastae verify --quick (no GPU needed)"
 	@echo "make test-integrations  the tests that need other packages or a C++ compiler; installs the packages"
-	@echo "make bench   measure fastae beside PyTorch on this machine (15 minutes); bench/results, and the README from it"
+	@echo "make bench   measure fastae beside PyTorch on this machine (14 minutes); bench/results, and the README from it"
 	@echo "make bench-peers  the same beside Keras, Lightning, scikit-learn, skorch and PyOD (5 minutes)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code the way 'make lint' wants it"

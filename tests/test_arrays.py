@@ -8,6 +8,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import fastae._arrays
 from fastae import DenseAutoencoder
@@ -137,3 +139,26 @@ def test_a_code_that_does_not_fit_is_called_z() -> None:
     for z, text in ((np.zeros((4, 12), "f4"), "[rows, 3]"), (torch.zeros(4, 12), "[..., 3]")):
         with pytest.raises(ValueError, match=f"^DenseAutoencoder: z must be {re.escape(text)}; got "):
             model().decode(z)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_a_tensor_is_looked_through_without_a_copy(dtype: torch.dtype) -> None:
+    """NaN or inf anywhere is found; what is made on the way is two numbers, not another tensor of x's size."""
+    made: list[int] = []
+
+    class Sizes(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            results = func(*args, **(kwargs or {}))
+            made.extend(r.numel() for r in tree_leaves(results) if torch.is_tensor(r))
+            return results
+
+    x = torch.from_numpy(data(300)).to(dtype)
+    with Sizes():
+        fastae._arrays.check_all_finite(x, "x")
+    assert max(made) == 1
+    for value in (np.nan, np.inf, -np.inf):
+        for place in ((0, 0), (299, 11), (150, 5)):
+            bad = x.clone()
+            bad[place] = value
+            with pytest.raises(ValueError, match=rf"1 (NaN|inf), the first at row {place[0]}, column {place[1]} "):
+                fastae._arrays.check_all_finite(bad, "x")
