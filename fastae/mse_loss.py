@@ -89,8 +89,8 @@ class _DifferenceFunction(torch.autograd.Function):
         input, target, difference = ctx.saved_tensors
         if torch.is_grad_enabled():
             grad = _differentiable(input, target, grad_output, ctx.denominator)
-        else:  # by a number of Python, which multiplies in fp32
-            grad = (difference * (grad_output.item() * 2 / ctx.denominator)).view(input.shape)
+        else:  # a factor of no dimension multiplies in its own fp32 on a CPU, and the result has the difference's dtype
+            grad = (difference * (grad_output.float() * (2 / ctx.denominator))).view(input.shape)
         return *_of_both(ctx, grad), None
 
 

@@ -96,6 +96,8 @@ def test_where_the_difference_is_kept(shape: tuple[int, ...], dtype: torch.dtype
         }
         strided = everything(mse_loss, input.transpose(0, 1), target.transpose(0, 1), "mean", 1.0)
         assert torch.equal(strided[1].transpose(0, 1), found["mean", 1.0][1])
+        rounded_once = ((input - target).float() * (2 / input.numel())).to(dtype)
+        assert torch.equal(found["mean", 1.0][1], rounded_once)
         leaf = input.detach().requires_grad_()
         (again,) = torch.autograd.grad(mse_loss(leaf, target), leaf, create_graph=True)
         assert again.requires_grad

@@ -9,8 +9,8 @@ from fastae.bench.sides import OURS
 from fastae.bench.spread import spread
 
 # Two runs of the same code differ by more than rounds in a row show: memory lies elsewhere, the machine has other
-# neighbours. With the rounds in three sittings, two whole runs on an idle machine had 2 of 261 ratios outside each
-# other's ranges, by 0.02 at most, and no case slower or faster by the rule below. Compare on an idle machine.
+# neighbours. With the rounds in three sittings, any two of four whole runs on a machine with two cores had at
+# most 2 of 261 ratios outside each other's ranges, and no case of 89 slower or faster by the rule below.
 LEAST_CHANGE = 1.10
 FEWEST_ROUNDS = 5  # of quantiles that mean something
 
