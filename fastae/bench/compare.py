@@ -9,7 +9,7 @@ from fastae.bench.sides import OURS
 from fastae.bench.spread import spread
 
 # Two runs of the same code differ by more than rounds in a row show: memory lies elsewhere, the machine has other
-# neighbours. With the rounds in three sittings, any two of four whole runs on a machine with two cores had at
+# neighbours. With the rounds in three sittings, any two of five whole runs on a machine with two cores had at
 # most 2 of 261 ratios outside each other's ranges, and no case of 89 slower or faster by the rule below.
 LEAST_CHANGE = 1.10
 FEWEST_ROUNDS = 5  # of quantiles that mean something
