@@ -146,6 +146,9 @@ def _growth(curves: Sequence[Curve]) -> Any:
             panel.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
             panel.yaxis.set_major_formatter("{x:g}")
             panel.minorticks_off()
+            low, high = panel.get_ylim()
+            if high < 4 * low:  # a level line reads as one, between two ticks at least
+                panel.set_ylim(low / 2, high * 2)
             panel.grid(alpha=0.3)
             if panel.lines:
                 panel.legend(fontsize=7.5)

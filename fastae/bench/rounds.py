@@ -48,7 +48,7 @@ class Effort:
 
 FULL = Effort()
 QUICK = Effort(
-    rounds=8, fewest=3, slice_s=0.02, budget_s=2.0, processes=2, points=3, sittings=2, compile_cold=False
+    rounds=8, fewest=3, slice_s=0.02, budget_s=2.0, processes=1, points=3, sittings=2, compile_cold=False
 )  # fmt: skip
 
 
