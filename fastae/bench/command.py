@@ -134,12 +134,12 @@ def run(options: Options, cases: Sequence[Case], say: Callable[[str], object]) -
     for case in cases:
         results.measured.append(Measured.of(case, case.measure(device, effort.of_a_sitting())))
         say(line(results.measured[-1]))
-    both = list(zip(cases, results.measured, strict=True))
+    unfinished = list(zip(cases, results.measured, strict=True))
     for sitting in range(2, effort.sittings + 1):
-        both = [(case, m) for case, m in both if case.level != "startup" and not effort.is_enough(m.took)]
-        if both:
+        unfinished = [(case, m) for case, m in unfinished if case.level != "startup" and not effort.is_enough(m.took)]
+        if unfinished:
             say(f"\nsitting {sitting} of {effort.sittings}, with the rounds before it:")
-        for case, measured in both:
+        for case, measured in unfinished:
             measured.add(case.measure(device, effort.of_a_sitting()))
             say(line(measured))
     if options.growth:

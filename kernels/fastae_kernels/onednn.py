@@ -224,7 +224,8 @@ def _takes(a: Tensor, b: Tensor, bf16: bool = False) -> bool:
 def _keep_freed_memory() -> None:
     """glibc returns the top of its heap to the system when twice the largest mapped block ever freed lies free there,
     32 MiB at most: a step that frees its results would get their pages anew each time, 1,600 page faults of 19 ms at
-    784-256-128 x 1,024. So one block is freed that nobody wrote to: of Python's, since a torch mode may be at work."""
+    784-256-128 x 1,024. So one block is freed that nobody wrote to (`bytes` asks calloc, `bytearray` would
+    fill it): of Python's, since a torch mode may be at work."""
     bytes((32 << 20) - (1 << 16))
 
 
