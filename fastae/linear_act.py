@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 import torch
+from fastae_kernels.operands import first_operand
 from fastae_kernels.reference import ACTIVATIONS, DIFFERENTIABLE
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
@@ -130,6 +131,7 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
     backend = _backend.resolve(x, weight.shape[1], x.numel() * weight.shape[0])
     if activation in _AS_LEAN and (backend == "torch" or (backend == "onednn" and x.dtype != torch.float32)):
         # The twins, which multiply the other types for oneDNN too, would do the same through a Function of Python
+        x = x if torch.compiler.is_compiling() else first_operand(x)
         return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.

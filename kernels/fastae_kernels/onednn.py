@@ -18,7 +18,8 @@ import torch
 from torch import Tensor
 
 from fastae_kernels import reference
-from fastae_kernels.reference import ACTIVATIONS, Pending, act_bwd, mse, sum_together
+from fastae_kernels.operands import first_operand, rows_apart
+from fastae_kernels.reference import ACTIVATIONS, Pending, Prepare, act_bwd, mse, sum_together
 
 __all__ = [
     "act_bwd", "decoder_mse", "linear_act_fwd", "linear_act_mse", "linear_dgrad_act", "linear_wgrad", "mse",
@@ -156,7 +157,7 @@ def linear_act_mse(
     bias = None if b is None else b.contiguous()
     if ACTIVATIONS[activation].saves is None and not need_y:
         _keep_freed_memory()
-        difference = torch.ops.mkldnn._linear_pointwise.binary(x, target.contiguous(), w, bias, "sub")
+        difference = torch.ops.mkldnn._linear_pointwise.binary(first_operand(x), target.contiguous(), w, bias, "sub")
         if features is not None:
             difference[:, features:] = 0
         loss = reference.squared_error(difference, reduction, row_weight, scratch, features, loss_out)
@@ -195,22 +196,32 @@ def stack_score(
     most = max(SCORE_ROWS, SCORE_VALUES // max(x.shape[1], *(w.shape[0] for w in weights), 1))
     block = -(-len(x) // -(-max(len(x), 1) // most)) or 1  # alike, since oneDNN prepares itself for each new shape
     scratch = x.new_empty(min(len(x), block), x.shape[1], dtype=wide) if wide != x.dtype else None
-    w = weights[-1]
+    w = packed = weights[-1]
     if len(x) > 2 * block and w.numel() >= PACKED and ACTIVATIONS[activations[-1]].saves is None and _takes(x, w, True):
-        w = torch.ops.mkldnn._reorder_linear_weight(w, block)
+        packed = torch.ops.mkldnn._reorder_linear_weight(w, block)
     for rows, out in zip(x.split(block), errors.split(block), strict=True):
-        h = stack_encode(rows, weights[:-1], biases[:-1], activations[:-1])
-        last = w, biases[-1], rows, activations[-1], "none"
-        memory = None if scratch is None else (None, scratch[: len(rows)], None)
-        out.copy_(linear_act_mse(h, *last, out=memory)[0])
+
+        def scores(prepare: Prepare, rows: Tensor = rows) -> Tensor:
+            h, last = prepare(_through(rows, weights[:-1], biases[:-1], activations[:-1], prepare), w)
+            last = packed if last is w else last
+            memory = None if scratch is None else (None, scratch[: len(rows)], None)
+            return linear_act_mse(h, last, biases[-1], rows, activations[-1], "none", out=memory)[0]
+
+        out.copy_(rows_apart(rows, scores))
     return errors
 
 
 def stack_encode(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
 ) -> Tensor:
+    return rows_apart(x, lambda prepare: _through(x, weights, biases, activations, prepare))
+
+
+def _through(
+    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str], prepare: Prepare
+) -> Tensor:
     for w, b, activation in zip(weights, biases, activations, strict=True):
-        x, _ = linear_act_fwd(x, w, b, activation)
+        x, _ = linear_act_fwd(*prepare(x, w), b, activation)
     return x
 
 
@@ -231,5 +242,7 @@ def _keep_freed_memory() -> None:
 
 def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
     _keep_freed_memory()
-    y: Tensor = torch.ops.mkldnn._linear_pointwise(x, w, None if b is None else b.contiguous(), "none", [], "")
+    y: Tensor = torch.ops.mkldnn._linear_pointwise(
+        first_operand(x), w, None if b is None else b.contiguous(), "none", [], ""
+    )
     return y

@@ -15,10 +15,15 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastae_kernels.operands import first_operand, rows_apart
+
 aten = torch.ops.aten
 
 # (src [R, ...], dst): dst is still to become src.sum(0); `sum_together` makes many of them in one launch
 Pending = list[tuple[Tensor, Tensor]]
+
+# What `rows_apart` does to the operands of a product
+Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 LEAKY_RELU_SLOPE = 0.01
 LOGIT_EPS = 1e-6  # logit clamps its argument to [eps, 1 - eps], as torch.logit(p, eps) does
@@ -145,6 +150,7 @@ def act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = F
 
 def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None) -> Tensor:
     """dx = (dp w) * f'(...) [M, K]: the gradient handed to the layer below, through that layer's activation."""
+    dp = first_operand(dp)
     dx = torch.mm(dp, w) if out is None else torch.mm(dp, w, out=out)
     if saved is not None:
         ACTIVATIONS[activation].backward(dx, saved, dx)
@@ -167,10 +173,11 @@ def linear_wgrad(
     dw, db = (dp.new_empty(dp.shape[1], x.shape[1]), None) if out is None else out
     if isinstance(scale, Tensor) and scale.device.type == "cpu":
         scale = scale.item()  # which waits for nothing there
+    first = first_operand(dp.t())
     if isinstance(scale, float):
-        torch.addmm(dw, dp.t(), x, beta=0, alpha=scale, out=dw)
+        torch.addmm(dw, first, x, beta=0, alpha=scale, out=dw)
     else:
-        torch.mm(dp.t(), x, out=dw)
+        torch.mm(first, x, out=dw)
         if scale is not None:
             dw.mul_(scale)
     if not need_db:
@@ -307,16 +314,30 @@ def stack_score(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
 ) -> Tensor:
     """Each row's mean squared error after all layers, [M, K] -> [M]; fp32, or fp64 for fp64."""
-    h = stack_encode(x, weights[:-1], biases[:-1], activations[:-1])
-    return linear_act_mse(h, weights[-1], biases[-1], x, activations[-1], "none")[0]
+
+    def scores(prepare: Prepare) -> Tensor:
+        h, w = prepare(_through(x, weights[:-1], biases[:-1], activations[:-1], prepare), weights[-1])
+        return linear_act_mse(h, w, biases[-1], x, activations[-1], "none")[0]
+
+    return rows_apart(x, scores)
 
 
 def stack_encode(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
 ) -> Tensor:
     """The rows of x [M, K] after all layers, [M, N]."""
+    return rows_apart(x, lambda prepare: _through(x, weights, biases, activations, prepare))
+
+
+def _through(
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str],
+    prepare: Prepare,
+) -> Tensor:
     for w, b, activation in zip(weights, biases, activations, strict=True):
-        x, _ = linear_act_fwd(x, w, b, activation)
+        x, _ = linear_act_fwd(*prepare(x, w), b, activation)
     return x
 
 
@@ -334,6 +355,7 @@ def sum_together(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 
 def _linear(x: Tensor, w: Tensor, b: Tensor | None, out: Tensor | None) -> Tensor:
+    x = first_operand(x)
     out = x.new_empty(x.shape[0], w.shape[0]) if out is None else out  # unlike F.linear, out= ops ignore autocast
     return torch.mm(x, w.t(), out=out) if b is None else torch.addmm(b, x, w.t(), out=out)
 
