@@ -26,7 +26,7 @@ $(READY): pyproject.toml constraints.txt
 	@touch $@
 
 demo: $(READY)
-	$(BIN)/python -m fastae.demo --out runs/demo
+	$(BIN)/python -m fastae.cli.demo --out runs/demo
 
 test: $(READY)
 	$(PYTEST)

@@ -1,6 +1,6 @@
 """`pytest bench`: the cases of `fastae bench` for pytest-benchmark, every side of a case a row of its group.
 
-pytest-benchmark runs one function after the other. Here the sides of a case take turns first (`fastae.bench.rounds`);
+pytest-benchmark runs one function after the other. Here the sides of a case take turns first (`fastae_bench.rounds`);
 then each is given its own measured times, through the timer that pytest-benchmark reads.
 """
 
@@ -8,11 +8,10 @@ from functools import cache
 
 import pytest
 import torch
-
-from fastae.bench.cases import Case, all_cases, quick_cases
-from fastae.bench.results import Measured
-from fastae.bench.rounds import FULL, QUICK
-from fastae.bench.sides import FLOOR, OURS
+from fastae_bench.cases import Case, all_cases, quick_cases
+from fastae_bench.results import Measured
+from fastae_bench.rounds import FULL, QUICK
+from fastae_bench.sides import FLOOR, OURS
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU

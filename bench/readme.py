@@ -2,8 +2,8 @@
 
 from pathlib import Path
 
-from fastae.bench.report import head, table
-from fastae.bench.results import Results, read_results
+from fastae_bench.report import head, table
+from fastae_bench.results import Results, read_results
 
 ROOT = Path(__file__).parents[1]
 BEGIN, END = "<!-- from bench/results: python bench/readme.py -->", "<!-- end -->"

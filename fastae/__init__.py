@@ -1,19 +1,19 @@
 """fastae: dense autoencoders on fused Triton kernels, with a plain PyTorch twin of every kernel."""
 
-from fastae._backend import get_backend, set_backend, use_backend
-from fastae.autoencoder import DenseAutoencoder
-from fastae.callbacks import Checkpoint, EarlyStopping
-from fastae.explain import explain
-from fastae.history import History
-from fastae.linear_act import LinearAct, linear_act
-from fastae.linear_act_mse import linear_act_mse
-from fastae.mse_loss import MSELoss, mse_loss
-from fastae.patch import PatchReport, patch, unpatch
-from fastae.persistence import load
-from fastae.profile import profile
-from fastae.run import Callback
-from fastae.scaling import Scaler
-from fastae.train_step import TrainStep
+from fastae.analysis.explain import explain
+from fastae.analysis.profile import profile
+from fastae.data.scaling import Scaler
+from fastae.engine.train_step import TrainStep
+from fastae.models.dense import DenseAutoencoder
+from fastae.models.loading import load
+from fastae.nn.backend import get_backend, set_backend, use_backend
+from fastae.nn.linear_act import LinearAct, linear_act
+from fastae.nn.linear_act_loss import linear_act_mse
+from fastae.nn.losses import MSELoss, mse_loss
+from fastae.patching.patch import PatchReport, patch, unpatch
+from fastae.train.callbacks import Checkpoint, EarlyStopping
+from fastae.train.history import History
+from fastae.train.run import Callback
 
 __version__ = "0.1.0"
 __all__ = [

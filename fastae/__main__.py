@@ -1,5 +1,5 @@
 """`python -m fastae` is the command `fastae`."""
 
-from fastae.cli import main
+from fastae.cli.main import main
 
 main()

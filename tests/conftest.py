@@ -8,9 +8,9 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from fastae_emulator.poison import poisoned
 
 import fastae
-from fastae.verify.poison import poisoned
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -7,7 +7,11 @@ import sys
 from pathlib import Path
 
 import pytest
-from fastae_kernels import linear_act, linear_act_mse, mse_loss, reference, stack_score
+from fastae_kernels import reference
+from fastae_kernels.jit import linear_act
+from fastae_kernels.jit import linear_act_loss as linear_act_mse
+from fastae_kernels.jit import losses as mse_loss
+from fastae_kernels.jit import stack as stack_score
 
 ROOT = Path(__file__).parent.parent
 FASTAE = sorted((ROOT / "fastae").rglob("*.py"))
@@ -38,8 +42,8 @@ def ids(path: Path) -> str:
 
 
 def test_there_is_source_to_read() -> None:
-    assert {"linear_act.py", "mse_loss.py", "__init__.py"} <= {p.name for p in FASTAE}
-    assert {"linear_act.py", "mse_loss.py", "reference.py", "tile_ops.py"} <= {p.name for p in KERNELS}
+    assert {"linear_act.py", "losses.py", "__init__.py"} <= {p.name for p in FASTAE}
+    assert {"linear_act.py", "losses.py", "reference.py", "tile_ops.py"} <= {p.name for p in KERNELS}
 
 
 # ---------------------------------------------------------------- imports
@@ -79,7 +83,7 @@ def test_fastae_does_not_import_uphill(path: Path) -> None:
 
 
 def test_fastae_kernels_imports_alone() -> None:
-    code = "import sys, fastae_kernels.mse_loss, fastae_kernels.stack_score; print('fastae' in sys.modules)"
+    code = "import sys, fastae_kernels.jit.losses, fastae_kernels.jit.stack; print('fastae' in sys.modules)"
     assert fresh(code) == "False"
 
 

@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from fastae_bench.machine import describe
 
-from fastae.bench.machine import describe
 from peers.problem import PROBLEMS, Problem
 from peers.report import Result, markdown
 from peers.sides import SIDES

@@ -22,12 +22,12 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from fastae.verify.accuracy import Accuracy, check, check_all, compare
-    from fastae.verify.driver import TARGETS, CompiledKernel, Executor, Launch, Recorder, on_target
-    from fastae.verify.lint import lint_kernels
-    from fastae.verify.poison import poisoned
-    from fastae.verify.ptx import Counters, PtxError
-    from fastae.verify.resources import Resources
+    from fastae_emulator.accuracy import Accuracy, check, check_all, compare
+    from fastae_emulator.driver import TARGETS, CompiledKernel, Executor, Launch, Recorder, on_target
+    from fastae_emulator.lint import lint_kernels
+    from fastae_emulator.poison import poisoned
+    from fastae_emulator.ptx import Counters, PtxError
+    from fastae_emulator.resources import Resources
 
 _HOMES = {
     "accuracy": ("Accuracy", "check", "check_all", "compare"),
@@ -49,4 +49,4 @@ def __getattr__(name: str) -> Any:
     """On first use: the machine alone needs neither Triton nor PyTorch, the accuracy check no Triton."""
     if name not in _HOME:
         raise AttributeError(f"module 'fastae.verify' has no attribute {name!r}")
-    return getattr(import_module(f"fastae.verify.{_HOME[name]}"), name)
+    return getattr(import_module(f"fastae_emulator.{_HOME[name]}"), name)

@@ -24,11 +24,11 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import IO, Any
 
+from fastae_emulator import resources
 from rich.console import Console
 
-from fastae._machine import processor
-from fastae.outputs import check_writable, write_atomically
-from fastae.verify import resources
+from fastae.analysis.machine import processor
+from fastae.data.writers import check_writable, write_atomically
 from fastae.verify.findings import PARTS, Finding, announced, parse
 from fastae.verify.report import print_report
 
@@ -93,7 +93,7 @@ def check_options(options: Options) -> None:
 
 def targets_of(part: str) -> list[str]:
     """The machine that executes code knows that of NVIDIA's GPUs."""
-    from fastae.verify.driver import TARGETS
+    from fastae_emulator.driver import TARGETS
 
     return [name for name in TARGETS if part == "compile" or name.startswith("sm_")]
 

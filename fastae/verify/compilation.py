@@ -11,18 +11,21 @@ import re
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from pathlib import Path
 
+import fastae_kernels.jit
 import torch
-from fastae_kernels import tiles
+from fastae_emulator.accesses import Access, accesses
+from fastae_emulator.driver import TARGETS, Launch, Recorder, on_target, read_together
+from fastae_emulator.resources import Resources
+from fastae_kernels.jit import tiles
 
 from fastae.verify import budgets
-from fastae.verify.accesses import Access, accesses
-from fastae.verify.driver import TARGETS, Launch, Recorder, on_target, read_together
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.models import MODELS, PRECISIONS, Model, build, score_and_encode, training_step, triton_in
-from fastae.verify.resources import Resources
 from fastae.verify.workers import in_children, options
 
+SOURCES = [Path(fastae_kernels.jit.__file__).parent]
 QUICK = ("mnist", 8192, "bfloat16")
 
 
@@ -76,7 +79,7 @@ def problems(found: Compiled) -> Iterator[tuple[str, str]]:
     warps = resident(found)
     if warps < budgets.WARPS:
         yield "resident warps", f"{warps}; at least {budgets.WARPS}"
-    moves = accesses(found.text)
+    moves = accesses(found.text, SOURCES)
     operands = [move for move in moves if move.operand]
     if operands and found.precision != "float32" and not r.tensor_core:
         yield "tensor cores", "none used"
@@ -124,7 +127,7 @@ def finding(found: Compiled, used: set[budgets.Exempt]) -> Finding:
         else:
             used.add(exempt)
             excused.append(f"{budget}: {what}; not held to it: {exempt.reason}")
-    copies = sorted({move.width for move in accesses(found.text) if move.kind == "copy"})
+    copies = sorted({move.width for move in accesses(found.text, SOURCES) if move.kind == "copy"})
     figures = [
         f"{r.registers} registers",
         f"{r.spill_stores + r.spill_loads} spills",

@@ -12,8 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastae._cost import distinct_bytes
-from fastae.autoencoder import DenseAutoencoder
+from fastae.analysis.cost import distinct_bytes
+from fastae.models.dense import DenseAutoencoder
 from fastae.verify.inputs import EAGER
 
 

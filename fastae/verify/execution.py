@@ -13,18 +13,18 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fastae_emulator.accuracy import FLOOR, Accuracy, compare
+from fastae_emulator.driver import Executor, on_target
+from fastae_emulator.poison import poisoned
 from fastae_kernels.reference import ACTIVATIONS
 from torch import Tensor
 
-from fastae import _backend
-from fastae.autoencoder import DenseAutoencoder
-from fastae.verify.accuracy import FLOOR, Accuracy, compare
+from fastae.models.dense import DenseAutoencoder
+from fastae.nn import backend as _backend
 from fastae.verify.cases import OPS, Case
-from fastae.verify.driver import Executor, on_target
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.inputs import EAGER, Draw
 from fastae.verify.models import PRECISIONS, Precision, build, training_step, triton_in
-from fastae.verify.poison import poisoned
 from fastae.verify.workers import in_children, options
 
 TARGETS = ("sm_80", "sm_90", "sm_100")

@@ -7,10 +7,9 @@ from functools import cache
 
 import torch
 import torch.nn.functional as F
+from fastae_emulator import poison
 from fastae_kernels.reference import ACTIVATIONS as TABLE
 from torch import Tensor
-
-from fastae.verify import poison
 
 # The activations as a user writes them in PyTorch; independent of fastae_kernels.
 EAGER: dict[str, Callable[[Tensor], Tensor]] = {

@@ -9,9 +9,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from fastae import _backend
-from fastae.autoencoder import DenseAutoencoder
-from fastae.train_step import TrainStep
+from fastae.engine.train_step import TrainStep
+from fastae.models.dense import DenseAutoencoder
+from fastae.nn import backend as _backend
 
 
 @dataclass(frozen=True)

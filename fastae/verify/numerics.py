@@ -11,14 +11,14 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import torch
+from fastae_emulator.accuracy import FLOOR, Accuracy, compare
+from fastae_emulator.poison import poisoned
 from torch import Tensor
 
-from fastae import _backend
-from fastae.verify import lint
-from fastae.verify.accuracy import FLOOR, Accuracy, compare
+from fastae.nn import backend as _backend
+from fastae.verify import source
 from fastae.verify.cases import OPS, Case, drawn, grid
 from fastae.verify.findings import Finding, announce, emit, named
-from fastae.verify.poison import poisoned
 
 FRESH = {True: 6, False: 60}  # cases drawn for each op, quick or not
 REPEATS = 3
@@ -101,7 +101,7 @@ def _finding(case: Case, target: str, figure: str, limit: str, problem: str, aga
 
 def run(quick: bool, seed: int, only: str | None = None, device: str = "cpu") -> None:
     """Emit a finding for each case of each op, and for each kernel that is linted."""
-    lint.run(only)
+    source.run(only)
     target = "interpreter" if device == "cpu" else device
     again = f"{'--quick ' * quick}--seed {seed}" + ("" if device == "cpu" else f" --device {device}")
     for name in (name for name in OPS if named(name, only)):

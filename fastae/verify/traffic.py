@@ -12,16 +12,16 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+from fastae_emulator.driver import Executor, Launch, on_target
+from fastae_emulator.ptx import Counters
 from torch import Tensor
 
-from fastae._cost import distinct_bytes
-from fastae.train_step import TrainStep
+from fastae.analysis.cost import distinct_bytes
+from fastae.engine.train_step import TrainStep
 from fastae.verify import budgets
-from fastae.verify.driver import Executor, Launch, on_target
 from fastae.verify.eager import Ran, eager_step, fewest_bytes
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.models import MODELS, PRECISIONS, Model, build, training_step, triton_in
-from fastae.verify.ptx import Counters
 from fastae.verify.workers import in_children, one_of, options
 
 TARGETS = ("sm_80", "sm_90", "sm_100")

@@ -9,7 +9,7 @@ import sys
 from concurrent.futures import ThreadPoolExecutor
 from threading import Lock
 
-from fastae.verify.driver import TARGETS
+from fastae_emulator.driver import TARGETS
 
 
 def options(module: str, about: str | None, targets: tuple[str, ...]) -> argparse.Namespace:

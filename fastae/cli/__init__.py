@@ -1,0 +1,1 @@
+"""The command `fastae`, one file a group of commands."""

@@ -1,0 +1,34 @@
+"""The command `fastae verify`."""
+
+from __future__ import annotations
+
+import secrets
+from pathlib import Path
+
+import click
+
+
+@click.command()
+@click.option("--numerics", "parts", flag_value="numerics", multiple=True, help="Every op against fp64 and PyTorch.")
+@click.option("--compile", "parts", flag_value="compile", multiple=True, help="Compiled for real GPUs, in budget.")
+@click.option("--execute", "parts", flag_value="execute", multiple=True, help="The compiled code, run on this CPU.")
+@click.option("--traffic", "parts", flag_value="traffic", multiple=True, help="Bytes, sectors and launches of a step.")
+@click.option("--quick", is_flag=True, help="Fewer shapes and models: under a minute instead of ten.")
+@click.option("--seed", type=click.IntRange(min=0), help="Of the freshly drawn cases (default: another every time).")
+@click.option("--target", help="sm_80, sm_90, sm_100, gfx942, or several with commas between (default: all).")
+@click.option("--only", metavar="KERNEL", help="This op alone.")
+@click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True,
+              help="Where the numerics run: cpu is Triton's interpreter.")  # fmt: skip
+@click.option("--all", "show_all", is_flag=True, help="Print every finding, not only failures.")
+@click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every finding here.")
+def verify(parts: tuple[str, ...], quick: bool, seed: int | None, target: str | None, only: str | None,
+           device: str, show_all: bool, json_file: Path | None) -> int:  # fmt: skip
+    """Prove the kernels right without a GPU: all four parts, or those named. Exit code 0 only if everything holds."""
+    from fastae.verify.command import Options, verify
+    from fastae.verify.findings import PARTS
+
+    seed = secrets.randbelow(2**31) if seed is None else seed
+    targets = tuple(part.strip() for part in target.split(",")) if target else ()
+    every = PARTS if not targets or any(t.startswith("sm_") for t in targets) else PARTS[:2]  # only PTX is executed
+    chosen = tuple(part for part in PARTS if part in (parts or every))
+    return verify(Options(chosen, quick, seed, targets, only, device), json_file, show_all)

@@ -1,0 +1,1 @@
+"""Arrays and files: reading, checking, scaling, writing."""

@@ -1,0 +1,1 @@
+"""The autoencoders, and how they are saved and loaded."""

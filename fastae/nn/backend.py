@@ -1,0 +1,163 @@
+"""Which implementation runs: the torch twins, on a CPU with oneDNN's products, or the Triton kernels.
+
+The choice is process-wide; each call is decided by its tensors.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cache, partial
+from importlib import import_module
+from importlib.util import find_spec
+from typing import Any
+
+import torch
+from fastae_kernels import onednn
+from torch import Tensor
+
+from fastae.nn.arguments import nearest
+
+BACKENDS = ("auto", "torch", "onednn", "triton")
+
+# op -> the module of its Triton kernel
+KERNELS = {
+    "act_bwd": "linear_act",
+    "linear_act_fwd": "linear_act",
+    "linear_dgrad_act": "linear_act",
+    "linear_wgrad": "linear_act",
+    "mse": "losses",
+    "linear_act_mse": "linear_act_loss",
+    "decoder_mse": "linear_act_loss",
+    "stack_score": "stack",
+    "stack_encode": "stack",
+    "sum_together": "sums",
+}
+
+# `auto` on a GPU: Triton up to this many in_features, ATen above, where an epilogue saves too little to pay for a GEMM
+# slower than cuBLAS (2F / (K BW): under 1.5x at 1024 on an H100 and falling as 1/K). A model, not a measurement.
+# fp32 is missing on purpose: without tensor cores the GEMM decides, and cuBLAS is ahead; fp64 exists for gradient
+# checks.
+AUTO_MAX_FEATURES = {torch.float16: 2048, torch.bfloat16: 2048}
+_MOST = max(AUTO_MAX_FEATURES.values())
+FUSION_PAYS = f"half precision, at most {_MOST} in_features: what fusion saves outweighs a slower product (a model)"
+TOO_WIDE = f"more than {_MOST} in_features: a slower product outweighs what fusion saves (a model)"
+LOSS_PAYS = "half precision: the kernel subtracts the target in its accumulator, ATen would multiply in fp32 for that"
+NOT_HALF = "not half precision: the product decides, and ATen's is faster (a model)"
+
+
+def _checked(name: str, source: str) -> str:
+    if name not in BACKENDS:
+        raise ValueError(f"{source} must be one of {', '.join(BACKENDS)}; got {name!r}{nearest(name, BACKENDS)}")
+    return name
+
+
+_current = _checked(os.environ.get("FASTAE_BACKEND", "auto"), "FASTAE_BACKEND")
+
+
+def get_backend() -> str:
+    """The backend in force: "auto", "torch", "onednn" or "triton"."""
+    return _current
+
+
+def set_backend(name: str) -> None:
+    """Choose the implementation for the whole process.
+
+    "torch" runs the twins in plain PyTorch, "onednn" the twins on oneDNN's matrix products, "triton" the kernels.
+    "auto" takes, on a CPU, "onednn" where it is faster (`fastae_kernels.onednn` says where) and "torch" elsewhere; on a
+    GPU, Triton or ATen by dtype and width. Calls raise RuntimeError where the backend cannot run. The environment
+    variable FASTAE_BACKEND sets the choice at import. Raises ValueError for any other name.
+    """
+    global _current
+    _current = _checked(name, "set_backend: name")
+
+
+@contextmanager
+def use_backend(name: str) -> Iterator[None]:
+    """`set_backend(name)` for the duration of a `with` block; a backward pass runs where its forward pass ran."""
+    before = _current
+    set_backend(name)
+    try:
+        yield
+    finally:
+        set_backend(before)
+
+
+@dataclass(frozen=True)
+class Elsewhere:
+    """All that a decision looks at of a tensor, for a device that is not at hand; a GPU has its Triton driver there."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+
+def resolve(x: Tensor | Elsewhere, width: int = 0, multiply_adds: int = 0, loss: bool = False) -> str:
+    """ "torch", "onednn" or "triton" for a call on `x`: a product of `multiply_adds`, each sum of `width` terms, and
+    whether the loss is taken of it.
+
+    Under `torch.compile` it is the backend in force, "auto" included: each call of the compiled code decides, as a
+    decision made here would hold for this number of rows alone.
+    """
+    if torch.compiler.is_compiling():
+        return _current
+    return decide(x, width, multiply_adds, loss)[0]
+
+
+def decide(x: Tensor | Elsewhere, width: int, multiply_adds: int, loss: bool = False) -> tuple[str, str]:
+    """`resolve`, and why."""
+    if _current == "torch":
+        return "torch", "the backend is set to torch"
+    if _current == "auto":
+        if x.device.type == "cpu":
+            reason = onednn.why_not(x.dtype, multiply_adds)
+            return ("torch", reason) if reason else ("onednn", onednn.WHY[x.dtype])
+        if x.dtype not in AUTO_MAX_FEATURES:
+            return "torch", NOT_HALF
+        wide = width > AUTO_MAX_FEATURES[x.dtype]
+        if wide and not loss:
+            return "torch", TOO_WIDE
+        reason = _why_not_triton(x)
+        return ("torch", reason) if reason else ("triton", LOSS_PAYS if wide else FUSION_PAYS)
+    reason = _why_not_triton(x) if _current == "triton" else _why_not_onednn(x)
+    if reason:
+        raise RuntimeError(f"backend {_current!r} cannot run here: {reason}; or call fastae.set_backend('auto')")
+    return _current, f"the backend is set to {_current}"
+
+
+@cache
+def op(backend: str, name: str) -> Callable[..., Any]:
+    """The implementation of an op: a twin, the twin on oneDNN, a Triton launcher, or the choice between them."""
+    if backend == "auto":
+        return partial(_chosen, name)
+    module = {"torch": "reference", "onednn": "onednn"}.get(backend, f"jit.{KERNELS.get(name)}")
+    implementation: Callable[..., Any] = getattr(import_module(f"fastae_kernels.{module}"), name)
+    return implementation
+
+
+def _chosen(name: str, *args: Any, **options: Any) -> Any:
+    """An op on the implementation that `auto` takes for its arguments."""
+    first, second = args[0], args[1]
+    width, multiply_adds = 0, 0
+    if name in ("linear_wgrad", "linear_dgrad_act"):  # dp [M, N], x [M, K] or w [N, K]
+        width, multiply_adds = second.shape[1], first.numel() * second.shape[1]
+    elif name in ("linear_act_fwd", "linear_act_mse"):  # x [M, K], w [N, K]
+        width, multiply_adds = second.shape[1], first.numel() * second.shape[0]
+    return op(resolve(first, width, multiply_adds, name == "linear_act_mse"), name)(*args, **options)
+
+
+def _why_not_onednn(x: Tensor | Elsewhere) -> str | None:
+    if x.device.type != "cpu":
+        return f"oneDNN runs on CPU tensors, this one is on {x.device}; move it there"
+    return None if onednn.available() else "this build of PyTorch has no oneDNN (torch.backends.mkldnn)"
+
+
+def _why_not_triton(x: Tensor | Elsewhere) -> str | None:
+    if find_spec("triton") is None:
+        return "Triton is not installed; pip install triton (Linux)"
+    if isinstance(x, Elsewhere):
+        return None if x.device.type == "cuda" else f"Triton needs a GPU, not {x.device}"
+    from fastae_kernels.jit.tiles import why_not
+
+    return why_not(x)

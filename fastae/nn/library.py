@@ -1,0 +1,137 @@
+"""The kernels of a layer and a loss as `torch.library` ops: `torch.ops.fastae.*`, with fake ones for tracing. Private.
+
+Each op is told the implementation that is to run ("torch", "onednn" or "triton"), so that a call depends on nothing but
+its arguments. An optional result that was not asked for comes back as an empty tensor.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastae.nn.backend import op
+
+_library = torch.library.Library("fastae", "DEF")
+
+
+def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., Any]) -> Any:
+    _library.define(schema)
+    name = schema.split("(", 1)[0]
+    _library.impl(name, implementation, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"fastae::{name}", fake, lib=_library)
+    return getattr(torch.ops.fastae, name).default
+
+
+def or_empty(optional: Tensor | None, like: Tensor) -> Tensor:
+    return like.new_empty(0) if optional is None else optional
+
+
+def _linear_act_fwd(
+    x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    y, p = op(backend, "linear_act_fwd")(x, w, b, activation, keep_p)
+    return y, or_empty(p, x)
+
+
+def _linear_act_fwd_fake(
+    x: Tensor, w: Tensor, b: Tensor | None, activation: str, keep_p: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    y = x.new_empty((x.shape[0], w.shape[0]))
+    return y, torch.empty_like(y) if keep_p else x.new_empty(0)
+
+
+def _act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool, backend: str) -> tuple[Tensor, Tensor]:
+    dp, db = op(backend, "act_bwd")(dy, saved, activation, need_db)
+    return dp, or_empty(db, dy)
+
+
+def _act_bwd_fake(
+    dy: Tensor, saved: Tensor | None, activation: str, need_db: bool, backend: str
+) -> tuple[Tensor, Tensor]:
+    return dy.new_empty(dy.shape), dy.new_empty(dy.shape[1] if need_db else 0)
+
+
+def _linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, backend: str) -> Tensor:
+    dx: Tensor = op(backend, "linear_dgrad_act")(dp, w, saved, activation)
+    return dx
+
+
+def _linear_dgrad_act_fake(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, backend: str) -> Tensor:
+    return dp.new_empty((dp.shape[0], w.shape[1]))
+
+
+def _linear_wgrad(dp: Tensor, x: Tensor, need_db: bool, scale: Tensor | None, backend: str) -> tuple[Tensor, Tensor]:
+    dw, db = op(backend, "linear_wgrad")(dp, x, need_db, scale)
+    return dw, or_empty(db, dp)
+
+
+def _linear_wgrad_fake(
+    dp: Tensor, x: Tensor, need_db: bool, scale: Tensor | None, backend: str
+) -> tuple[Tensor, Tensor]:
+    return dp.new_empty((dp.shape[1], x.shape[1])), dp.new_empty(dp.shape[1] if need_db else 0)
+
+
+def _mse(input: Tensor, target: Tensor, reduction: str, need_dinput: bool, backend: str) -> tuple[Tensor, Tensor]:
+    loss, dinput = op(backend, "mse")(input, target, reduction, need_dinput)
+    return loss, or_empty(dinput, input)
+
+
+def _mse_fake(input: Tensor, target: Tensor, reduction: str, need_dinput: bool, backend: str) -> tuple[Tensor, Tensor]:
+    return input.new_empty(()), input.new_empty(input.shape if need_dinput else 0)
+
+
+def _linear_act_mse(
+    x: Tensor, w: Tensor, b: Tensor | None, target: Tensor, activation: str, reduction: str,
+    row_weight: Tensor | None, need_dp: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    run = op(backend, "linear_act_mse")
+    loss, dp, _ = run(x, w, b, target, activation, reduction, row_weight, need_dp)
+    return loss, or_empty(dp, x)
+
+
+def _linear_act_mse_fake(
+    x: Tensor, w: Tensor, b: Tensor | None, target: Tensor, activation: str, reduction: str,
+    row_weight: Tensor | None, need_dp: bool, backend: str,
+) -> tuple[Tensor, Tensor]:  # fmt: skip
+    loss = x.new_empty(x.shape[0] if reduction == "none" else (), dtype=loss_dtype(x))
+    return loss, x.new_empty((x.shape[0], w.shape[0]) if need_dp else 0)
+
+
+def loss_dtype(x: Tensor) -> torch.dtype:
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+linear_act_fwd = define(
+    "linear_act_fwd(Tensor x, Tensor w, Tensor? b, str activation, bool keep_p, str backend) -> (Tensor, Tensor)",
+    _linear_act_fwd,
+    _linear_act_fwd_fake,
+)
+act_bwd = define(
+    "act_bwd(Tensor dy, Tensor? saved, str activation, bool need_db, str backend) -> (Tensor, Tensor)",
+    _act_bwd,
+    _act_bwd_fake,
+)
+linear_dgrad_act = define(
+    "linear_dgrad_act(Tensor dp, Tensor w, Tensor? saved, str activation, str backend) -> Tensor",
+    _linear_dgrad_act,
+    _linear_dgrad_act_fake,
+)
+linear_wgrad = define(
+    "linear_wgrad(Tensor dp, Tensor x, bool need_db, Tensor? scale, str backend) -> (Tensor, Tensor)",
+    _linear_wgrad,
+    _linear_wgrad_fake,
+)
+mse = define(
+    "mse(Tensor input, Tensor target, str reduction, bool need_dinput, str backend) -> (Tensor, Tensor)",
+    _mse,
+    _mse_fake,
+)
+linear_act_mse = define(
+    "linear_act_mse(Tensor x, Tensor w, Tensor? b, Tensor target, str activation, str reduction, Tensor? row_weight, "
+    "bool need_dp, str backend) -> (Tensor, Tensor)",
+    _linear_act_mse,
+    _linear_act_mse_fake,
+)

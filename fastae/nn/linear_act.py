@@ -1,0 +1,192 @@
+"""y = f(x wT + b) in one kernel, with its backward pass: `linear_act` and the layer `LinearAct`."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from fastae_kernels.operands import first_operand
+from fastae_kernels.reference import ACTIVATIONS, DIFFERENTIABLE
+from torch import Tensor, nn
+from torch.overrides import handle_torch_function, has_torch_function_variadic
+
+from fastae.nn import backend as _backend
+from fastae.nn import library as _ops
+from fastae.nn.arguments import (
+    all_dtensors,
+    autocast,
+    autocast_dtype,
+    check_tensors,
+    kernels_take,
+    nearest,
+    refuse_torchscript,
+    require_tensors,
+)
+
+# ---------------------------------------------------------------- checks
+
+
+def check_activation(name: str, argument: str) -> str:
+    """`name` if it is an activation, else a ValueError that lists them and names the nearest."""
+    if name not in ACTIVATIONS:
+        valid = ", ".join(ACTIVATIONS)
+        raise ValueError(f"{argument} must be one of {valid}; got {name!r}{nearest(name, ACTIVATIONS)}")
+    return name
+
+
+def check_layer(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
+    """The shapes of weight and bias fit x [..., in_features]."""
+    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+        raise ValueError(
+            f"{function}: weight must be [out_features, {x.shape[-1]}] to match x {list(x.shape)}; "
+            f"got {list(weight.shape)}"
+        )
+    if bias is not None and bias.shape != weight.shape[:1]:
+        raise ValueError(
+            f"{function}: bias must be [{weight.shape[0]}] to match weight {list(weight.shape)}; got {list(bias.shape)}"
+        )
+
+
+def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
+    check_activation(activation, "linear_act: activation")
+    check_tensors("linear_act", x=x, weight=weight, bias=bias)
+    if x.dim() == 0:
+        raise ValueError("linear_act: x must be [..., in_features]; got a scalar")
+    check_layer("linear_act", x, weight, bias)
+
+
+# Activations whose derivative PyTorch takes from what we save too; of the others it keeps p where y is enough.
+_AS_LEAN = frozenset(ACTIVATIONS) - {"leaky_relu", "elu", "softplus"}
+
+# ---------------------------------------------------------------- autograd
+
+
+class _LinearActFunction(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, activation: str, backend: str) -> Tensor:
+        saves = ACTIVATIONS[activation].saves
+        y, p = _ops.linear_act_fwd(x, w, b, activation, saves == "p", backend)
+        # b is kept for double backward alone; it is a parameter, so keeping it costs nothing
+        ctx.save_for_backward(x, w, b, {"y": y, "p": p, None: None}[saves])
+        ctx.activation, ctx.backend = activation, backend
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+        x, w, b, saved = ctx.saved_tensors
+        need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
+        if torch.is_grad_enabled():  # create_graph=True: a gradient that can itself be differentiated
+            return *_differentiable_backward(ctx, grad_output, x, w, b), None, None
+        activation, backend = ctx.activation, ctx.backend
+        dp, dx, dw, db = grad_output, None, None, None
+        db_alone = need_db and not need_dw
+        if saved is not None or db_alone:
+            dp, db = _ops.act_bwd(dp, saved, activation, db_alone, backend)
+        if need_dx:
+            dx = _ops.linear_dgrad_act(dp, w, None, "identity", backend)
+        if need_dw:
+            dw, db = _ops.linear_wgrad(dp, x, need_db, None, backend)
+        return dx, dw, db if need_db else None, None, None
+
+
+def _differentiable_backward(ctx: Any, dy: Tensor, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor | None, ...]:
+    """The same gradients, recomputed from PyTorch's differentiable ops."""
+    # Views, so that one tensor in two places (x is w, say) still gets a gradient for each place.
+    inputs = [None if t is None else t.view_as(t) for t in (x, w, b)]
+    y = torch.nn.functional.linear(*inputs)  # type: ignore[arg-type]
+    y = DIFFERENTIABLE[ctx.activation](y)
+    wanted = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if t is not None and need]
+    grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
+    return tuple(
+        next(grads) if t is not None and need else None for t, need in zip(inputs, ctx.needs_input_grad, strict=False)
+    )
+
+
+# ---------------------------------------------------------------- function
+
+
+def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation: str = "identity") -> Tensor:
+    """f(x weightT + bias): a linear layer and its activation in one kernel.
+
+    Args:
+        x: [..., in_features], any strides; fp32, fp16, bf16 or fp64.
+        weight: [out_features, in_features], as in `torch.nn.Linear`; dtype and device of x.
+        bias: [out_features] or None; dtype and device of x.
+        activation: identity, relu, leaky_relu (slope 0.01), elu, gelu (erf), gelu_tanh, silu, sigmoid, tanh, softplus,
+            or logit (the inverse of sigmoid, its argument clamped to [1e-6, 1 - 1e-6]).
+
+    Returns [..., out_features] in x's dtype. fp16 and bf16 accumulate in fp32 and round once; fp32 follows
+    `torch.get_float32_matmul_precision()`. Under `torch.autocast` the arguments are cast as those of `F.linear` are.
+    Differentiable twice. Where kernels do not apply, PyTorch's own ops compute it: under `torch.func` (`vmap`, `grad`,
+    `jvp`) and forward-mode derivatives, for tensor subclasses (DTensor) and sparse or nested tensors, and in
+    `torch.export`. Formulas: kernels/README.md.
+
+    Raises TypeError for a dtype that is not floating point, mixed dtypes or DTensors among plain tensors, ValueError
+    for shapes or devices that do not fit or an unknown activation, RuntimeError under TorchScript or if the backend is
+    "triton" and cannot run here.
+    """
+    if has_torch_function_variadic(x, weight, bias):
+        result: Tensor = handle_torch_function(linear_act, (x, weight, bias), x, weight, bias, activation)
+        return result
+    require_tensors("linear_act", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
+    if (dtype := autocast_dtype(x)) is not None:
+        x, weight = autocast(x, dtype), autocast(weight, dtype)
+        bias = None if bias is None else autocast(bias, dtype)
+    _check(x, weight, bias, activation)
+    if not kernels_take("linear_act", x, weight, bias):
+        all_dtensors("linear_act", weight=weight, x=x, bias=bias)
+        return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
+    backend = _backend.resolve(x, weight.shape[1], x.numel() * weight.shape[0])
+    if activation in _AS_LEAN and (backend == "torch" or (backend == "onednn" and x.dtype != torch.float32)):
+        # The twins, which multiply the other types for oneDNN too, would do the same through a Function of Python
+        x = x if torch.compiler.is_compiling() else first_operand(x)
+        return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
+    rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
+    # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.
+    if torch.is_grad_enabled() and (
+        x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
+    ):
+        y = _LinearActFunction.apply(rows, weight, bias, activation, backend)
+    else:
+        y, _ = _ops.linear_act_fwd(rows, weight, bias, activation, False, backend)
+    return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
+
+
+linear_act.__prepare_scriptable__ = lambda: refuse_torchscript("linear_act")  # type: ignore[attr-defined]
+
+# ---------------------------------------------------------------- module
+
+
+class LinearAct(nn.Linear):
+    """`torch.nn.Linear` followed by an activation, in one kernel; the same parameters, names and initial values.
+
+    Args:
+        in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
+        activation: as in `fastae.linear_act`.
+
+    Shapes: [..., in_features] -> [..., out_features]. A state_dict is `nn.Linear`'s: weight [out_features,
+    in_features] and
+    bias [out_features]. Raises what `fastae.linear_act` raises.
+    """
+
+    def __init__(
+        self,
+        in_features: int,
+        out_features: int,
+        bias: bool = True,
+        activation: str = "relu",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(in_features, out_features, bias, device, dtype)
+        self.activation = check_activation(activation, "LinearAct: activation")
+
+    def forward(self, x: Tensor) -> Tensor:
+        return linear_act(x, self.weight, self.bias, self.activation)
+
+    def __prepare_scriptable__(self) -> None:
+        refuse_torchscript("LinearAct")
+
+    def extra_repr(self) -> str:
+        return f"{self.in_features}, {self.out_features}, bias={self.bias is not None}, activation={self.activation!r}"

@@ -1,0 +1,228 @@
+"""`patch`: a model's linear layers and the activations after them computed in one, in place; `unpatch` undoes it."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Generic
+
+import torch
+from torch import nn
+
+from fastae.nn.linear_act import LinearAct
+from fastae.patching.fused_modules import (
+    PatchedForward,
+    PatchedLinear,
+    PatchedMSELoss,
+    PatchedSequential,
+    is_watched,
+    patched_class,
+)
+from fastae.patching.recognise import changed_by_module, of_module, other_settings
+from fastae.patching.rewriting import rewrite
+from fastae.patching.tracing import NotTraceable
+
+# ---------------------------------------------------------------- the report
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """One layer that computes more than it did: its name, the activation, and where that stood in the model."""
+
+    name: str
+    activation: str | None  # None for a loss
+    where: str
+    now: str
+
+
+@dataclass
+class PatchReport:
+    """What `patch` replaced, and what it left and why; `print` it."""
+
+    replaced: list[Replaced] = field(default_factory=list)
+    left: dict[str, str] = field(default_factory=dict)  # name -> reason
+
+    def __str__(self) -> str:
+        rows = [(f"{r.name} + {r.where}" if r.activation else r.name, r.now) for r in self.replaced]
+        lines = [f"replaced {len(rows)}", *_table(rows), f"left {len(self.left)}", *_table(list(self.left.items()))]
+        return "\n".join(lines)
+
+
+def _table(rows: list[tuple[str, str]]) -> list[str]:
+    wide = max((len(name or "(the model)") for name, _ in rows), default=0)
+    return [f"  {name or '(the model)':{wide}}  {text}" for name, text in rows]
+
+
+# ---------------------------------------------------------------- functions
+
+
+def patch(model: nn.Module) -> PatchReport:
+    """Let each `nn.Linear` of the model compute the activation after it as well, in place.
+
+    Pairs are found in every `nn.Sequential`, and in every module whose `forward` can be recorded by `torch.fx` without
+    losing anything (activations as modules, functions and methods). `nn.MSELoss` computes on `fastae.mse_loss`.
+
+    No object is replaced: the layers become `LinearAct`s and get their own class back from `unpatch`. Parameters,
+    hooks, names, `state_dict`, dtype, device and mode are untouched, an optimizer made before trains on, and a layer
+    called by itself computes what it did. A pair is computed as two again while a hook listens to either, and a
+    rewritten forward gives way to the model's own when a value it has read, a module in it or the kind of its arguments
+    has changed. Calling it again brings a model up to date that has been changed since.
+
+    Args:
+        model: changed in place; it stays picklable, where it was (unpickling then needs fastae).
+
+    Returns a `PatchReport`: what was replaced, what was left and why.
+    Raises TypeError if the model is not an `nn.Module` or belongs to TorchScript.
+    """
+    _check(model, "patch")
+    unpatch(model)
+    names = {module: name for name, module in model.named_modules()}
+    found = _Found()
+    for module in names:
+        if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
+            _in_sequential(module, names, found)
+        elif not isinstance(module, (nn.ModuleList, nn.ModuleDict, nn.Linear)):
+            _in_forward(module, found)
+    report = PatchReport()
+    for module, name in names.items():
+        if type(module) is nn.MSELoss:
+            module.__class__ = PatchedMSELoss
+            report.replaced.append(Replaced(name, None, "", repr(module)))
+        elif module in found.pairs:
+            module.__class__ = PatchedLinear
+            module.activation = found.pairs[module][0][0]
+            where = ", ".join(dict.fromkeys(where for _, where in found.pairs[module]))
+            report.replaced.append(Replaced(name, module.activation, where, repr(module)))
+        elif isinstance(module, nn.Linear) and not isinstance(module, LinearAct):
+            report.left[name] = _why_not(module) or found.why.get(module, "no forward that calls it was found")
+    return report
+
+
+def unpatch(model: nn.Module) -> None:
+    """Undo `patch`: every module of the model is of its own class again.
+
+    Raises TypeError if the model is not an `nn.Module`, RuntimeError if a patched module's class has been changed since
+    (by `fully_shard`, say, or a parametrization).
+    """
+    _check(model, "unpatch")
+    found = [
+        m for m in model.modules() if isinstance(m, (PatchedLinear, PatchedMSELoss, PatchedSequential, PatchedForward))
+    ]
+    for module in found:
+        kind = type(module)
+        if kind not in (PatchedLinear, PatchedMSELoss) and "_fastae_original" not in vars(kind):
+            raise RuntimeError(
+                f"unpatch: model must be of the classes that patch gave it; got a {kind.__name__}, made since"
+            )
+    for module in found:
+        if isinstance(module, (PatchedSequential, PatchedForward)):
+            module.__dict__.pop("_fastae_forwards", None)
+            module.__class__ = module._fastae_original  # type: ignore[assignment]
+        elif isinstance(module, PatchedLinear):
+            del module.activation
+            module.__class__ = nn.Linear  # type: ignore[assignment]
+        else:
+            module.__class__ = nn.MSELoss  # type: ignore[assignment]
+
+
+def _check(model: object, function: str) -> None:
+    if not isinstance(model, nn.Module) or isinstance(model, torch.jit.ScriptModule):
+        raise TypeError(f"{function}: model must be a torch.nn.Module outside TorchScript; got {type(model).__name__}")
+
+
+# ---------------------------------------------------------------- what can be replaced
+
+
+def _why_not(linear: nn.Module) -> str | None:
+    """Why this layer can be in no pair, if so."""
+    if nn.utils.parametrize.is_parametrized(linear):
+        return "it is parametrized"
+    if type(linear) is not nn.Linear:
+        return f"it is a {type(linear).__name__}, not an nn.Linear"
+    kept = vars(linear)
+    if any(kept[hooks] for hooks in ("_forward_hooks", "_backward_hooks", "_backward_pre_hooks")):
+        return "it has a hook"
+    if kept["_forward_pre_hooks_with_kwargs"]:
+        return "it has a hook that takes keyword arguments"
+    return "it has a forward of its own" if "forward" in kept else None
+
+
+@dataclass
+class _Found:
+    """Per layer: the activations that it is to compute, and where they stand; or why none was found."""
+
+    pairs: dict[nn.Module, list[tuple[str, str]]] = field(default_factory=dict)
+    why: dict[nn.Module, str] = field(default_factory=dict)
+
+
+def _in_sequential(module: nn.Sequential, names: dict[nn.Module, str], found: _Found) -> None:
+    children = list(module)
+    pairs: list[tuple[nn.Module, str, str]] = []
+    for linear, after, later in zip(children, [*children[1:], None], [*children[2:], None, None], strict=False):
+        if not isinstance(linear, nn.Linear):
+            continue
+        if after is None:
+            found.why.setdefault(linear, "it is the last of its Sequential")
+            continue
+        name, why = of_module(after), None
+        if name is None:
+            why = f"a {type(after).__name__} follows it"
+            if other_settings(after):
+                why = f"{after} follows it, with settings that LinearAct has not"
+        elif is_watched(after) or vars(after)["_forward_pre_hooks"]:
+            why = f"the {type(after).__name__} after it has a hook"
+        elif later is not None and changed_by_module(name, later):
+            why = f"the {type(later).__name__} after it changes the result of its {name} in place"
+        if name is None or why is not None or _why_not(linear) is not None:
+            found.why.setdefault(linear, why or "")
+        else:
+            pairs.append((linear, name, names[after]))
+    _use(module, PatchedSequential, pairs, found)
+
+
+def _in_forward(module: nn.Module, found: _Found) -> None:
+    linears = list(_called_directly(module))
+    if not linears:
+        return
+    try:
+        if type(module).forward.__module__.startswith(("torch.", "fastae.")):
+            raise NotTraceable("its forward is PyTorch's own")
+        result = rewrite(module, _why_not)
+    except NotTraceable as reason:
+        for linear in linears:
+            found.why.setdefault(linear, f"{type(module).__name__}: {reason}")
+        return
+    for linear in linears:
+        found.why.setdefault(linear, result.why.get(linear, f"{type(module).__name__}.forward does not call it"))
+    if result.forwards and _use(module, PatchedForward, result.pairs, found):
+        vars(module)["_fastae_forwards"] = tuple(result.forwards)
+
+
+def _called_directly(module: nn.Module) -> Iterator[nn.Module]:
+    """The linear layers that the module's own forward may call: its own, and those in its lists."""
+    for child in module.children():
+        if isinstance(child, (nn.ModuleList, nn.ModuleDict)):
+            yield from _called_directly(child)
+        elif isinstance(child, nn.Linear):
+            yield child
+
+
+def _use(module: nn.Module, kind: type[nn.Module], pairs: list[tuple[nn.Module, str, str]], found: _Found) -> bool:
+    """Give the module its class, so that the pairs are computed in one; or note why that cannot be."""
+    original = type(module)
+    why = None
+    if "forward" in vars(module):
+        why = f"{original.__name__} has a forward of its own"
+    elif any("__init_subclass__" in vars(base) for base in original.__mro__ if base not in (object, Generic)):
+        why = f"{original.__name__} is told of its subclasses"
+    elif pairs:
+        try:
+            module.__class__ = patched_class(original, kind)
+        except TypeError as error:  # a metaclass or a memory layout of its own
+            why = f"{original.__name__} takes no other class: {error}"
+    for linear, name, where in pairs:
+        if why is None:
+            found.pairs.setdefault(linear, []).append((name, where))
+        else:
+            found.why[linear] = why
+    return why is None

@@ -1,0 +1,1 @@
+"""Training loops: `fit`, its callbacks and history, several processes."""

@@ -1,0 +1,42 @@
+"""What a training run leaves behind: one number per epoch of each quantity."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, field
+from typing import Any
+
+
+@dataclass
+class History:
+    """One list entry per finished epoch.
+
+    loss, val_loss: mean squared error (val_loss is empty without validation data); rows_per_s: training rows per
+    second;
+    stopped: why training ended before the last epoch ("early stopping", "interrupted"), or None.
+    """
+
+    loss: list[float] = field(default_factory=list)
+    val_loss: list[float] = field(default_factory=list)
+    rows_per_s: list[float] = field(default_factory=list)
+    stopped: str | None = None
+
+    @property
+    def epochs(self) -> int:
+        """The number of finished epochs."""
+        return len(self.loss)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain lists, ready for JSON; `History(**d)` gives it back."""
+        return {
+            "loss": list(self.loss),
+            "val_loss": list(self.val_loss),
+            "rows_per_s": list(self.rows_per_s),
+            "stopped": self.stopped,
+        }
+
+    def plot(self, path: str | os.PathLike[str]) -> None:
+        """Draw the loss curves into the image file `path`. Raises ImportError without matplotlib (fastae[plots])."""
+        from fastae.train.plots import plot_losses
+
+        plot_losses({"training": self.loss, "validation": self.val_loss}, path)

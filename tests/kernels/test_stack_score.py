@@ -1,0 +1,199 @@
+"""A whole stack in one kernel: scores and codes against the twin and fp64; every activation and dtype, odd shapes."""
+
+import itertools
+
+import pytest
+import torch
+from accuracy import FLOOR, check
+from cases import ACTIVATIONS, DTYPES, EAGER, VIEWS, normal, uniform
+from fastae_kernels import reference
+from fastae_kernels.jit import stack as kernels
+from fastae_kernels.jit import tiles
+from torch import Tensor
+
+pytestmark = pytest.mark.usefixtures("poisoned")
+
+Stack = tuple[Tensor, list[Tensor], list[Tensor | None], list[str]]
+
+
+def stack(M: int, dims: tuple[int, ...], dtype: torch.dtype, activations: list[str] | str = "tanh") -> Stack:
+    """Rows and layers with p of order one; for logit p lies in (0.05, 0.95)."""
+    pairs = list(itertools.pairwise(dims))
+    names = [activations] * len(pairs) if isinstance(activations, str) else activations
+    weights, biases = [], []
+    for i, ((K, N), name) in enumerate(zip(pairs, names, strict=True)):
+        unit = name == "logit"
+        w = (
+            uniform(N, K, low=0.05, high=0.1, dtype=torch.float64, seed=i)
+            if unit
+            else normal(N, K, dtype=torch.float64, seed=i)
+        )
+        weights.append((w / (K if unit else K**0.5 / 1.5)).to(dtype))
+        biases.append(torch.full((N,), 0.5, dtype=dtype) if unit else normal(N, dtype=dtype, seed=20 + i))
+    return normal(M, dims[0], dtype=dtype, seed=9), weights, biases, names
+
+
+def wide(args: Stack) -> Stack:
+    x, weights, biases, names = args
+    return x.double(), [w.double() for w in weights], [None if b is None else b.double() for b in biases], names
+
+
+def three_ways(args: Stack) -> None:
+    """Hidden rows are rounded to the dtype of x between the layers, so its floor is that of a score too."""
+    for name in ("stack_score", "stack_encode"):
+        result = getattr(kernels, name)(*args)
+        check(result, getattr(reference, name)(*args), getattr(reference, name)(*wide(args)), FLOOR[args[0].dtype])
+        assert result.is_contiguous()
+
+
+# ---------------------------------------------------------------- accuracy
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_each_activation(activation: str, dtype: torch.dtype) -> None:
+    """Once as a hidden layer's, once as the last one's."""
+    for activations in ([activation, "identity"], ["identity", activation]):
+        three_ways(stack(37, (33, 17, 33), dtype, activations))
+
+
+@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize(
+    "dims",
+    [(1, 1, 1), (7, 7), (70, 70), (5, 3, 5), (33, 20, 3, 20, 33), (100, 40, 1, 100), (3, 64, 65, 33, 2, 3)],
+    ids=str,
+)
+def test_each_depth_and_odd_widths(dims: tuple[int, ...], dtype: torch.dtype) -> None:
+    names = ["relu", "gelu", "sigmoid", "softplus", "identity"][: len(dims) - 1]
+    for M in (1, 17, 33):
+        three_ways(stack(M, dims, dtype, names))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_the_widest_hidden_layers(dtype: torch.dtype) -> None:
+    """256 and 255 columns, of which the weights are multiplied in parts."""
+    for dims in ((5, 256, 255, 5), (3, 255, 1, 256, 3)):
+        three_ways(stack(3, dims, dtype))
+
+
+def test_as_a_user_writes_it() -> None:
+    x, weights, biases, names = args = stack(
+        40, (20, 12, 4, 12, 20), torch.float32, ["relu", "identity", "gelu", "sigmoid"]
+    )
+    h = x.double()
+    for w, b, name in zip(weights, biases, names, strict=True):
+        h = EAGER[name](torch.nn.functional.linear(h, w.double(), b.double()))
+    truth = (h - x.double()).square().mean(1)
+    check(kernels.stack_score(*args), truth.float(), truth)
+    check(kernels.stack_encode(*args), h.float(), h)
+
+
+def test_dtype_of_the_score() -> None:
+    for dtype in DTYPES:
+        args = stack(3, (5, 4, 5), dtype)
+        assert kernels.stack_score(*args).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
+        assert kernels.stack_encode(*args).dtype == dtype
+
+
+# ---------------------------------------------------------------- biases, views, tied weights
+
+
+def test_each_subset_of_biases() -> None:
+    for given in itertools.product((True, False), repeat=3):
+        x, weights, biases, names = stack(17, (9, 20, 5, 9), torch.float32, ["sigmoid", "relu", "softplus"])
+        three_ways((x, weights, [b if keep else None for b, keep in zip(biases, given, strict=True)], names))
+
+
+@pytest.mark.parametrize("view", VIEWS, ids=lambda v: v.__name__)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+def test_each_argument_as_a_view(dtype: torch.dtype, view: object) -> None:
+    x, weights, biases, names = stack(35, (37, 20, 37), dtype, ["gelu", "tanh"])
+    flat = view if view.__name__ in ("strided", "expanded") else torch.clone
+    three_ways((view(x), weights, biases, names))
+    three_ways((x, [view(w) for w in weights], biases, names))
+    three_ways((x, weights, [flat(b) for b in biases], names))
+
+
+def test_tied_weights() -> None:
+    x, weights, biases, names = stack(35, (37, 20, 5, 20, 37), torch.bfloat16)
+    tied = [*weights[:2], weights[1].t(), weights[0].t()]
+    three_ways((x, tied, biases, names))
+
+
+# ---------------------------------------------------------------- empty, inf, NaN
+
+
+def test_empty() -> None:
+    """No rows, no columns (a mean of nothing), a layer of no features (its successor sees only its bias)."""
+    for M, dims in (
+        (0, (5, 3, 5)),
+        (0, (5, 5)),
+        (3, (0, 4, 0)),
+        (3, (0, 0)),
+        (3, (5, 0, 5)),
+        (3, (5, 4, 0, 4, 5)),
+        (3, (5, 4, 0)),
+    ):
+        args = stack(M, dims, torch.float32)
+        if dims[0] == dims[-1]:
+            three_ways(args)
+        else:
+            assert kernels.stack_encode(*args).shape == (M, dims[-1])
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+@pytest.mark.parametrize("activation", ["relu", "sigmoid"])
+def test_inf_and_nan_stay_in_their_row(activation: str, value: float) -> None:
+    """Also where negative weights bring inf back to a finite row: what lies beside the layer must not spoil it."""
+    x, weights, biases, _ = stack(20, (9, 20, 5, 9), torch.float32)
+    x[3, 4] = value
+    weights[0] = -weights[0].abs()
+    three_ways((x, weights, biases, [activation, "relu", "identity"]))
+    code = kernels.stack_encode(x, weights[:2], biases[:2], [activation, "relu"])
+    assert code[:3].isfinite().all()
+    assert code[4:].isfinite().all()
+    if value == float("inf"):
+        assert code[3].isfinite().all()
+
+
+# ---------------------------------------------------------------- limits, launches, the same bits every time
+
+
+def test_wider_than_the_chip() -> None:
+    args = stack(2, (3, 257, 3), torch.float32)
+    with pytest.raises(ValueError, match=r"^stack_score: hidden layers must have at most 256 features; got \[257\]$"):
+        kernels.stack_score(*args)
+    with pytest.raises(ValueError, match=r"^stack_encode: every layer must have at most 256 features; got \[257, 3\]$"):
+        kernels.stack_encode(*args)
+
+
+def test_input_and_output_may_be_wider() -> None:
+    args = stack(3, (300, 4, 300), torch.float32)
+    check(kernels.stack_score(*args), reference.stack_score(*args), reference.stack_score(*wide(args)))
+
+
+def test_fits_stack_score() -> None:
+    for dtype in (torch.float32, torch.float16, torch.bfloat16):
+        assert kernels.fits_stack_score((784, 256, 128, 256, 784), dtype)
+        assert kernels.fits_stack_score((20000, 20000), dtype)
+        assert not kernels.fits_stack_score((784, 257, 784), dtype)
+    assert kernels.fits_stack_score((784, 128, 784), torch.float64)
+    assert not kernels.fits_stack_score((784, 129, 784), torch.float64)
+
+
+def test_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
+    counted: list[int] = []
+    launch = tiles.launch
+    monkeypatch.setattr(tiles, "launch", lambda *a, **o: (counted.append(1), launch(*a, **o))[1])
+    args = stack(40, (70, 20, 5, 20, 70), torch.float32)
+    kernels.stack_score(*args)
+    assert len(counted) == 1
+    kernels.stack_encode(*args[:1], *(a[:2] for a in args[1:]))
+    assert len(counted) == 2
+
+
+def test_rows_alone_and_the_same_bits_every_time() -> None:
+    x, *layers = stack(70, (33, 20, 5, 20, 33), torch.bfloat16)
+    scores = kernels.stack_score(x, *layers)
+    assert torch.equal(scores, kernels.stack_score(x, *layers))
+    assert torch.equal(scores[40:], kernels.stack_score(x[40:], *layers))
