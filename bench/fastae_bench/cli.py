@@ -7,6 +7,7 @@ from pathlib import Path
 import click
 
 from fastae.cli.options import numbers
+from fastae_bench import command
 
 _file = click.Path(path_type=Path, exists=True, dir_okay=False)
 _folder = click.Path(path_type=Path, file_okay=False)
@@ -32,15 +33,13 @@ def bench(
     new: Path | None,
 ) -> int:  # fmt: skip
     """Measure fastae beside eager, tuned and compiled PyTorch on this machine, taking turns in one process."""
-    from fastae_bench.command import Options, bench
-
     if new is not None and compare is None:
         raise click.UsageError("--new needs --compare OLD.json")
-    options = Options(
+    options = command.Options(
         quick, _names(only), _names(network), _names(precision), _numbers(features, "--features"),
         _numbers(batch, "--batch"), rounds, not no_compile, device, sittings,
     )  # fmt: skip
-    return bench(options, report, compare, new)
+    return command.bench(options, report, compare, new)
 
 
 def _names(text: str | None) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ from fastae_bench.cases import LEVELS, Case, all_cases, cases_at, quick_cases
 from fastae_bench.compare import compare, print_changes
 from fastae_bench.growth import measure_growth
 from fastae_bench.machine import describe
+from fastae_bench.plots import draw
 from fastae_bench.report import growth_table, line, markdown, summary
 from fastae_bench.results import Measured, Results, read_results
 from fastae_bench.roof import measure_roof
@@ -151,8 +152,6 @@ def run(options: Options, cases: Sequence[Case], say: Callable[[str], object]) -
 
 def write_report(results: Results, folder: Path) -> str:
     """bench.md, bench.json and the plots; a line that says what was written."""
-    from fastae_bench.plots import draw
-
     plots, without = dict[str, bytes](), ""
     try:
         plots = draw(results)

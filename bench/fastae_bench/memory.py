@@ -13,7 +13,7 @@ from pathlib import Path
 
 import torch
 
-from fastae_bench.growth import Point, prepare
+from fastae_bench.growth_points import Point, prepare
 
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 

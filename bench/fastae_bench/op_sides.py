@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastae.analysis.products import fastest
 from fastae.nn.linear_act import linear_act
 from fastae.nn.linear_act_loss import linear_act_mse
 from fastae.nn.losses import mse_loss
@@ -115,8 +116,6 @@ def side(name: str, problem: OpProblem) -> Side:
 
 
 def _products(problem: OpProblem) -> Callable[[], object]:
-    from fastae.analysis.products import fastest
-
     if "w" in problem.op.arguments or "v" in problem.op.arguments:
         x, w = (t.detach() for t in problem.arguments[:2])
         calls = [fastest(x, w.t())]

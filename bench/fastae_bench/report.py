@@ -6,7 +6,7 @@ from collections.abc import Iterable, Sequence
 
 from fastae_bench.results import CAREFUL, Measured, Results
 from fastae_bench.sides import FLOOR, OURS
-from fastae_bench.spread import Spread
+from fastae_bench.spread import Spread, spread
 
 TITLES = {
     "op": "Ops",
@@ -164,8 +164,6 @@ def _clocks(measured: Sequence[Measured]) -> list[str]:
 
 
 def duration_of(seconds: list[float]) -> str:
-    from fastae_bench.spread import spread
-
     return duration(spread(seconds))
 
 

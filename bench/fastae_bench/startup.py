@@ -14,6 +14,8 @@ import fastae_kernels
 import torch
 
 import fastae
+from fastae.models.dense import DenseAutoencoder
+from fastae_bench.plain import PlainAutoencoder
 from fastae_bench.rounds import OPTIONAL_SIDES, Effort, Times
 from fastae_bench.sides import OURS, difference
 from fastae_bench.sizes import Size
@@ -103,9 +105,6 @@ def measure_startup(what: str, names: Sequence[str], size: Size, tolerance: floa
 
 def _save(size: Size, folder: str) -> None:
     """One model as fastae saves it, and as a state_dict of `nn.Sequential`."""
-    from fastae.models.dense import DenseAutoencoder
-    from fastae_bench.plain import PlainAutoencoder
-
     torch.manual_seed(0)
     model = DenseAutoencoder(size.features)
     model.save(f"{folder}/fastae")

@@ -9,7 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import torch
-from fastae_kernels.reference import ACTIVATIONS
+from fastae_kernels.elementwise import ACTIVATIONS
 
 from fastae.analysis.cost import Kernel
 
@@ -51,8 +51,8 @@ def replaced(op: str, layer: Shape) -> tuple[list[Kernel], list[Kernel]]:
         return both, both
     if op == "act_bwd":  # of a layer whose weight is frozen and whose bias is not
         return [passes("bias gradient", M * N, N)], [passes("bias gradient", M * N, N)]
-    assert op in ("linear_act_mse", "decoder_mse"), op
-    more = dgrad if op == "decoder_mse" else []
+    assert op in ("linear_act_loss", "decoder_loss"), op
+    more = dgrad if op == "decoder_loss" else []
     activation = [passes("activation", 2 * M * N)] if acts else []
     activation_backward = [passes("activation backward", 3 * M * N)] if acts else []
     loss = [passes("squares", 3 * M * N), passes("mean", M * N)], [passes("loss backward", 3 * M * N)]

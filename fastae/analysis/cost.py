@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from fastae_kernels.splits import split_rows
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,7 +27,7 @@ class Kernel:
 
 
 @dataclass
-class Counted(TorchDispatchMode):
+class OpCounter(TorchDispatchMode):
     """The ops that ATen runs inside, views left out. Works on tensors without memory: nothing need be computed."""
 
     kernels: list[Kernel] = field(default_factory=list)
@@ -64,17 +65,18 @@ def _shaped(func: Any, args: Sequence[Any]) -> Any:
 def triton_kernel(op: str, args: Sequence[Any], result: Any) -> tuple[Kernel, list[tuple[Tensor, Tensor]]]:
     """The launch of a Triton op, and the pairs (partial results in fp32 [R, ...], result) it leaves to be summed."""
     x, made, parts = args[0], _tensors(result), list[tuple[Tensor, Tensor]]()
-    flops = 0 if op == "act_bwd" else 2 * x.shape[0] * args[1].numel()  # of x [M, K] and w [N, K]
+    flops = 0
+    if op in ("linear_act_fwd", "linear_dgrad_act"):
+        flops = 2 * x.shape[0] * args[1].numel()  # of x [M, K] and w [N, K]
     if op == "linear_wgrad":  # of dp [M, N] and x [M, K]
-        from fastae_kernels.jit.linear_act import split_rows_of
-
         (M, N), K = x.shape, args[1].shape[1]
-        flops, splits = 2 * M * N * K, split_rows_of(M, N, K)[0]
+        flops, splits = 2 * M * N * K, split_rows(M, N, K)[0]
         if splits > 1 or made[0].shape != (N, K):
             shapes = ((splits, N, K), (splits, N))
             parts = [(x.new_empty(shape, dtype=torch.float32), t) for shape, t in zip(shapes, made, strict=False)]
-    elif op in ("linear_act_mse", "decoder_mse"):  # a number for each tile: too few bytes to ask the tile
-        flops, parts = flops * (2 if op == "decoder_mse" else 1), [(made[0].new_empty(1), made[0])]
+    elif op in ("linear_act_loss", "decoder_loss"):  # a number for each tile: too few bytes to ask the tile
+        flops = 2 * x.shape[0] * args[1].w.numel() * (2 if op == "decoder_loss" else 1)
+        parts = [(made[0].new_empty(1), made[0])]
     elif op == "act_bwd":
         parts = [(t.new_empty(1, *t.shape, dtype=torch.float32), t) for t in made[1:]]
     later = {_place(dst): src for src, dst in parts}
@@ -87,7 +89,7 @@ def triton_kernel(op: str, args: Sequence[Any], result: Any) -> tuple[Kernel, li
 def sum_kernel(pairs: Sequence[tuple[Tensor, Tensor]]) -> Kernel:
     """One launch that adds up what others have left."""
     moved = sum(distinct_bytes(t) for pair in pairs for t in pair)
-    return Kernel("sum_together", 0, moved, pairs[0][1].dtype)
+    return Kernel("sum_partials", 0, moved, pairs[0][1].dtype)
 
 
 def _place(t: Tensor) -> tuple[int, int]:

@@ -1,21 +1,72 @@
-"""`str(fastae.explain(...))`."""
+"""What `explain` found, and its table."""
 
 from __future__ import annotations
 
-from io import StringIO
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from itertools import groupby
+from typing import Any
 
 import torch
 
-from fastae.analysis.gpus import COMPILED_US, EAGER_US, GAP_US, REPLAY_US
+from fastae.analysis.gpus import COMPILED_US, EAGER_US, GAP_US, GPU, REPLAY_US
+from fastae.text_table import lines as text_lines
 
-if TYPE_CHECKING:
-    from fastae.analysis.explain import Explanation
+SIDES = ("fastae", "eager", "compiled")
+
+
+@dataclass(frozen=True)
+class Row:
+    """One op of the step. `us`: modelled microseconds of each side's kernels on the named GPU, or None."""
+
+    phase: str
+    layer: str
+    shape: str
+    op: str
+    backend: str
+    reason: str
+    flops: int
+    bytes: int
+    launches: int
+    us: dict[str, float] | None
+
+
+@dataclass(frozen=True)
+class Explanation:
+    """What `explain` found; `str()` is a table, `to_dict()` the same as plain numbers and strings."""
+
+    network: str
+    batch_size: int
+    dtype: str
+    device: str
+    gpu: GPU | None
+    rows: tuple[Row, ...]
+    host_us: dict[str, float] | None  # the least that launching takes on the host
+    cached: bool  # whether all that the step touches fits the GPU's last cache
+
+    @property
+    def kernels_us(self) -> dict[str, float] | None:
+        """Modelled microseconds of all kernels of a step, by side."""
+        if self.gpu is None:
+            return None
+        return {side: sum(row.us[side] for row in self.rows if row.us) for side in SIDES}
+
+    @property
+    def step_us(self) -> dict[str, float] | None:
+        """The same, but at least what the host takes to launch them."""
+        kernels, host = self.kernels_us, self.host_us
+        return None if kernels is None or host is None else {s: max(kernels[s], host[s]) for s in SIDES}
+
+    def to_dict(self) -> dict[str, Any]:
+        times = {"kernels_us": self.kernels_us, "step_us": self.step_us}
+        label = None if self.gpu is None else "a model, not measured"
+        return {**asdict(self), "rows": [asdict(row) for row in self.rows], **times, "times": label}
+
+    def __str__(self) -> str:
+        return table(self)
 
 
 def table(explanation: Explanation) -> str:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     rows, gpu = explanation.rows, explanation.gpu
@@ -48,17 +99,13 @@ def table(explanation: Explanation) -> str:
             *times,
         )
         shown = row.phase
-    text = StringIO()
-    Console(file=text, width=200, color_system=None).print(made)
     where = explanation.device if gpu is None else f"{explanation.device} ({gpu.name}): modelled, not measured"
     lines = [f"{explanation.network}, batch {explanation.batch_size}, {explanation.dtype}, on {where}"]
-    lines += [line.rstrip() for line in text.getvalue().strip("\n").splitlines()]
+    lines += text_lines(made, 200)
     return "\n".join([*lines, *_why(explanation), *_model(explanation)])
 
 
 def _why(explanation: Explanation) -> list[str]:
-    from fastae.analysis.explain import reasons
-
     return [f"{backend}, {', '.join(layers)}: {reason}" for backend, reason, layers in reasons(explanation)]
 
 
@@ -94,3 +141,10 @@ def _short(count: int | None) -> str:
         if count >= size:
             return f"{count / size:.1f} {unit}"
     return str(count)
+
+
+def reasons(explanation: Explanation) -> list[tuple[str, str, list[str]]]:
+    """(implementation, reason, layers), in the order of the layers."""
+    rows = {row.layer: row for row in explanation.rows if row.layer}
+    found = groupby(rows.values(), key=lambda row: (row.backend, row.reason))
+    return [(backend, reason, [row.layer for row in group]) for (backend, reason), group in found]

@@ -9,28 +9,30 @@ import statistics
 import time
 from collections import defaultdict
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from contextlib import AbstractContextManager
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
+from fastae_kernels.ops import Ops
 from numpy.typing import NDArray
 from torch import Tensor
 
 from fastae.analysis.cost import PRODUCTS
+from fastae.analysis.products import products
+from fastae.analysis.profile_result import Part, Profile
 from fastae.data.arrays import check_rows, to_tensor
 from fastae.data.writers import replaced_when_complete
-from fastae.engine import schedule as _schedule
-from fastae.engine.call_list import Replay, _Recorder
-from fastae.engine.parameters import layers_of
-from fastae.engine.train_step import TrainStep, why_not
-from fastae.models.dense import DenseAutoencoder
-from fastae.nn.backend import op
+from fastae.engine.call_list import Call, Recorder
+from fastae.engine.optimizer import Update
+from fastae.engine.program import Dense
+from fastae.engine.static_step import StaticStep
+from fastae.engine.train_step import TrainStep, compute_dtype
+from fastae.models.base import Autoencoder
 
 WARM_UP = 3  # steps before anything is timed
 RANGE = "fastae::"  # how the ranges of a trace begin; those of the schedule, and the step around them
-GROUPS = ("products", "activations", "loss", "bias sums", "copies", "optimizer", "gather", "python")
 COPIES = ("copy_", "clone", "contiguous", "_to_copy", "_foreach_copy_")
 # ATen's own ops that only allocate or describe memory
 DISPATCH = (
@@ -39,53 +41,8 @@ DISPATCH = (
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Part:
-    """An op of the schedule, or what stands around it: microseconds of a step by group."""
-
-    name: str
-    layer: str
-    us: dict[str, float]
-
-
-@dataclass(frozen=True)
-class Profile:
-    """What `profile` found, medians over the steps; `str()` is a table. The groups of `us` add up to `profiled_us`."""
-
-    network: str
-    batch_size: int
-    dtype: str
-    device: str
-    threads: int
-    steps: int
-    parts: tuple[Part, ...]
-    step_us: float  # without the profiler
-    autograd_us: float  # loss(x).backward(), optimizer.step() on the same rows, without the profiler
-    flops: int  # of a step's products
-    bare_us: float  # those products alone, by the fastest library at hand
-    trace: str | None
-
-    @property
-    def us(self) -> dict[str, float]:
-        """Microseconds of a step by group."""
-        return {group: sum(part.us.get(group, 0.0) for part in self.parts) for group in GROUPS}
-
-    @property
-    def profiled_us(self) -> float:
-        """Of a step under the profiler, which costs one or two microseconds for each op and each range."""
-        return sum(self.us.values())
-
-    def to_dict(self) -> dict[str, Any]:
-        return {**asdict(self), "us": self.us, "profiled_us": self.profiled_us}
-
-    def __str__(self) -> str:
-        from fastae.analysis.profile_result import table
-
-        return table(self)
-
-
 def profile(
-    model: DenseAutoencoder,
+    model: Autoencoder,
     batch: NDArray[Any] | Tensor,
     *,
     steps: int = 20,
@@ -96,7 +53,7 @@ def profile(
     """Print and return where the time of a `TrainStep` with Adam goes, op by op; `model` stays as it is.
 
     Args:
-        model: a `DenseAutoencoder` that `TrainStep` takes; a copy of it is trained for the measurement.
+        model: an autoencoder of fastae; a copy of it is trained for the measurement.
         batch: [rows, features], a step's rows; array or tensor.
         steps: how many are profiled, after warming up.
         precision: as in `TrainStep`.
@@ -106,12 +63,11 @@ def profile(
 
     On CUDA the step is profiled without its captured graph, in which ranges would not show; not yet run on a GPU.
 
-    Raises ValueError for a model that `TrainStep` does not take, or TypeError or ValueError for a batch that does not
-    fit it.
+    Raises TypeError for another model, TypeError or ValueError for a batch that does not fit it.
     """
-    if reason := why_not(model):
-        raise ValueError(f"profile: model must be a plain DenseAutoencoder; {reason}")
-    check_rows(batch, model.features[0], "profile: batch")
+    if not isinstance(model, Autoencoder):
+        raise TypeError(f"profile: model must be an autoencoder of fastae; got {type(model).__name__}")
+    check_rows(batch, model.in_features, "profile: batch")
     try:
         steps = operator.index(steps)
     except TypeError:
@@ -119,19 +75,17 @@ def profile(
     if steps < 1 or len(batch) == 0:
         raise ValueError(f"profile: steps and rows must be at least 1; got {steps} steps of {len(batch)} rows")
     x = to_tensor(batch, next(model.parameters())).detach()
-    step = _step(model, len(x), precision)
+    own = copy.deepcopy(model).train()
+    step = TrainStep(own, _adam(own), len(x), precision)
     data, rows = x.to(step.dtype), torch.randperm(len(x), device=x.device)
-    layers = [(layer.in_features, layer.out_features) for layer in layers_of(model)]
-    from fastae.analysis.products import products
-
+    layers = [stage.widths for stage in step.static.program.stages if isinstance(stage, Dense)]
     sides = {
         "step": lambda: step(data, rows),
         "autograd": _autograd_step(model, x, rows, step.dtype),
         "bare": products(layers, len(x), step.dtype, x.device, True),
     }
     alone = _alternating(sides, steps)
-    _mark(step)
-    found = _profiled(sides["step"], steps, None if trace is None else Path(trace))
+    found = _profiled(_ranged_step(model, data, rows, precision), steps, None if trace is None else Path(trace))
     made = Profile(
         "-".join(map(str, [*model.features, *model.decoder_features[1:]])), len(x), str(step.dtype)[6:], str(x.device),
         torch.get_num_threads(), steps, found, alone["step"], alone["autograd"],
@@ -143,17 +97,13 @@ def profile(
     return made
 
 
-def _step(model: DenseAutoencoder, rows: int, precision: str | None) -> TrainStep:
-    own = copy.deepcopy(model).train()
-    fused = next(own.parameters()).device.type in ("cpu", "cuda")
-    step = TrainStep(own, torch.optim.Adam(own.parameters(), fused=fused), rows, precision)
-    step._captured = None
-    return step
+def _adam(model: Autoencoder) -> torch.optim.Optimizer:
+    return torch.optim.Adam(model.parameters(), fused=next(model.parameters()).device.type in ("cpu", "cuda"))
 
 
-def _autograd_step(model: DenseAutoencoder, x: Tensor, rows: Tensor, dtype: torch.dtype) -> Callable[[], object]:
+def _autograd_step(model: Autoencoder, x: Tensor, rows: Tensor, dtype: torch.dtype) -> Callable[[], object]:
     own = copy.deepcopy(model).train()
-    optimizer = torch.optim.Adam(own.parameters(), fused=x.device.type in ("cpu", "cuda"))
+    optimizer = _adam(own)
 
     def step() -> None:
         with torch.autocast(x.device.type, dtype, enabled=dtype != x.dtype):
@@ -192,63 +142,72 @@ def _ranged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
     return within
 
 
-@dataclass(frozen=True)
-class _Marked(_schedule.Plan):
-    """A plan whose ops go through `around`, which is told their name and layer."""
+class _Around:
+    """An implementation of the ops whose calls go through `around`, which is told their name and stage."""
 
-    layers: tuple[str, ...] = ()
-    around: Callable[[str, Callable[..., Any]], Callable[..., Any]] = _ranged
+    def __init__(self, ops: Ops, stage: str, around: Callable[[str], AbstractContextManager[Any]]) -> None:
+        self.ops, self.stage, self.around = ops, stage, around
 
-    def ops(self, name: str) -> list[Callable[..., Any]]:
-        if name not in self._ops:
-            pairs = zip(self.backends, self.layers, strict=True)
-            self._ops[name] = [self.around(f"{name} {layer}", op(backend, name)) for backend, layer in pairs]
-        return self._ops[name]
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        call = getattr(self.ops, name)
+        if name.startswith("fits_"):
+            return cast(Callable[..., Any], call)
 
-    def sum_together(self, pairs: Any) -> None:
-        self.around("sum_together", super().sum_together)(pairs)
+        def within(*args: Any, **options: Any) -> Any:
+            with self.around(f"{name} {self.stage}".strip()):
+                return call(*args, **options)
 
-
-def _mark(step: TrainStep) -> None:
-    """Put ranges around what the step does; only this one, the class stays as it is."""
-    plan, model, memory = step._layers.plan, step.model, step._memory
-    names = tuple(f"{part}.{i}" for part in ("encoder", "decoder") for i in range(len(getattr(model, part))))
-    noted = memory.replays.get(False)
-    if noted is None:
-        step._layers.plan = _Marked(plan.activations, plan.backends, plan.features, names)
-    else:
-        memory.replays[False] = (_ranged_calls(step, names), *noted[1:])
-    step._compute = _ranged("compute", step._compute)  # type: ignore[method-assign]
-    step._apply = _ranged("optimizer", step._apply)  # type: ignore[method-assign]
+        return within
 
 
-def _ranged_calls(step: TrainStep, names: tuple[str, ...]) -> Replay:
-    """The calls that the step repeats, in ranges for the ops that make them."""
-    plan, parts = step._layers.plan, list[tuple[str, int, int]]()  # op and layer, its first call, the next one's
-    recorder = _Recorder()
+def _ranged_step(model: Autoencoder, data: Tensor, rows: Tensor, precision: str | None) -> Callable[[], object]:
+    """A step of a copy, by its public parts, with a range of the profiler around each."""
+    own = copy.deepcopy(model).train()
+    recorder: list[Recorder] = []
 
-    def noting(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
-        def noted(*args: Any, **options: Any) -> Any:
-            first = len(recorder.calls)
-            result = call(*args, **options)
-            parts.append((name, first, len(recorder.calls)))
-            return result
+    def around(name: str) -> AbstractContextManager[Any]:
+        return recorder[0].section(name) if recorder else torch.profiler.record_function(RANGE + name)
 
-        return noted
+    def wrap(ops: Ops, stage: str) -> Ops:
+        return cast(Ops, _Around(ops, stage, around))
 
-    step._layers.plan = _Marked(plan.activations, plan.backends, plan.features, names, noting)
-    with torch.no_grad(), recorder:
-        step._schedule(step._memory)
-    step._layers.plan = plan
-    calls, done = list[Callable[[], object]](), 0
-    for name, first, end in parts:
+    static = StaticStep(own.program(), len(rows), compute_dtype(own, precision), wrap=wrap)
+    update, total = Update(_adam(own), static.trainable), torch.zeros((), dtype=torch.float64, device=data.device)
+    compute: Callable[[], object] = partial(static.run, static.memory)
+    if static.repeats:
+        with torch.no_grad():
+            static.load(data, rows, None, len(rows))
+            static.parameters.begin()
+            recorder.append(Recorder())
+            made = static.record(static.memory, recorder[0])
+            recorder.clear()
+        if made.repeatable:
+            calls = _in_ranges(made)
+            static.memory.recorded[False] = calls
+    compute = _ranged("compute", compute)
+    apply = _ranged("optimizer", lambda: update(static.gradients))
+
+    def step() -> None:
+        with torch.no_grad():
+            static.load(data, rows, None, len(rows))
+            compute()
+            apply()
+            total.add_(static.memory.found[False][1], alpha=len(rows))
+
+    return step
+
+
+def _in_ranges(recorder: Recorder) -> list[Call]:
+    """The calls that a step repeats, in ranges for the ops that make them."""
+    calls, done = list[Call](), 0
+    for name, first, end in recorder.sections:
         group = recorder.calls[first:end]
         calls += [*recorder.calls[done:first], _ranged(name, partial(_run_all, group))]
         done = end
-    return Replay([*calls, *recorder.calls[done:]], step._layers.parameters)
+    return [*calls, *recorder.calls[done:]]
 
 
-def _run_all(calls: list[Callable[[], object]]) -> None:
+def _run_all(calls: list[Call]) -> None:
     for call in calls:
         call()
 
@@ -315,4 +274,4 @@ def _group(event: str, where: str) -> str:
         return "copies"
     if op_name in ("linear_wgrad", "act_bwd"):
         return "bias sums"
-    return "loss" if op_name in ("linear_act_mse", "decoder_mse", "compute") else "activations"
+    return "loss" if op_name in ("linear_act_loss", "decoder_loss", "compute") else "activations"

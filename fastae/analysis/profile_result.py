@@ -1,17 +1,60 @@
-"""`str(fastae.profile(...))`."""
+"""What `profile` found, and its table."""
 
 from __future__ import annotations
 
-from io import StringIO
-from typing import TYPE_CHECKING
+from dataclasses import asdict, dataclass
+from typing import Any
 
-if TYPE_CHECKING:
-    from fastae.analysis.profile import Profile
+from fastae.text_table import lines as text_lines
+
+GROUPS = ("products", "activations", "loss", "bias sums", "copies", "optimizer", "gather", "python")
+
+
+@dataclass(frozen=True)
+class Part:
+    """An op of the schedule, or what stands around it: microseconds of a step by group."""
+
+    name: str
+    layer: str
+    us: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Profile:
+    """What `profile` found, medians over the steps; `str()` is a table. The groups of `us` add up to `profiled_us`."""
+
+    network: str
+    batch_size: int
+    dtype: str
+    device: str
+    threads: int
+    steps: int
+    parts: tuple[Part, ...]
+    step_us: float  # without the profiler
+    autograd_us: float  # loss(x).backward(), optimizer.step() on the same rows, without the profiler
+    flops: int  # of a step's products
+    bare_us: float  # those products alone, by the fastest library at hand
+    trace: str | None
+
+    @property
+    def us(self) -> dict[str, float]:
+        """Microseconds of a step by group."""
+        return {group: sum(part.us.get(group, 0.0) for part in self.parts) for group in GROUPS}
+
+    @property
+    def profiled_us(self) -> float:
+        """Of a step under the profiler, which costs one or two microseconds for each op and each range."""
+        return sum(self.us.values())
+
+    def to_dict(self) -> dict[str, Any]:
+        return {**asdict(self), "us": self.us, "profiled_us": self.profiled_us}
+
+    def __str__(self) -> str:
+        return table(self)
 
 
 def table(profile: Profile) -> str:
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     total, us = profile.profiled_us, {group: us for group, us in profile.us.items() if us > 0}
@@ -26,13 +69,11 @@ def table(profile: Profile) -> str:
         made.add_row(part.name, part.layer, f"{sum(times):,.0f}", *(f"{t:,.0f}" if t >= 0.5 else "" for t in times))
     made.add_section()
     made.add_row("share", "", "100 %", *(f"{time / total:.0%}" for time in us.values()))
-    text = StringIO()
-    Console(file=text, width=160, color_system=None).print(made)
     rate, bare = (profile.flops / time / 1e3 for time in (us.get("products") or float("inf"), profile.bare_us))
     lines = [
         f"{profile.network}, batch {profile.batch_size}, {profile.dtype}, on {profile.device} with {profile.threads} "
         f"threads; medians of {profile.steps} steps",
-        *(line.rstrip() for line in text.getvalue().strip("\n").splitlines()),
+        *text_lines(made, 160),
         f"without the profiler, whose own cost is in every figure above and most of all in python, a step takes "
         f"{profile.step_us:,.0f} us;",
         f"through autograd, loss(x).backward() and Adam's step, {profile.autograd_us:,.0f} "

@@ -1,98 +1,112 @@
-"""The ops of a training step in the order in which `TrainStep` calls them, on tensors without memory."""
+"""The ops of a training step in the order in which `StaticStep` calls them, on tensors without memory."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from functools import partial
-from typing import Any
+from typing import Any, cast
 
 import torch
-from fastae_kernels.reference import Pending
-from torch import Tensor
+from fastae_kernels.ops import Ops
+from fastae_kernels.reference import TORCH
+from torch import Tensor, nn
 
-from fastae.analysis.cost import Counted, Kernel, sum_kernel, triton_kernel
-from fastae.engine import schedule as _schedule
-from fastae.engine.parameters import Layer, Lowered
-from fastae.engine.train_step import TrainStep, _Memory
-from fastae.nn.backend import op
-from fastae.nn.linear_act import LinearAct
-from fastae.nn.tied_linear_act import TiedLinearAct
+from fastae.analysis.cost import Kernel, OpCounter, sum_kernel, triton_kernel
+from fastae.engine.program import Dense, Module, Program, Stage
+from fastae.engine.static_step import Choice, StaticStep
 
-Recorded = tuple[str, int | None, list[Kernel]]  # op, its layer or None, what it launches
+Recorded = tuple[str, str, list[Kernel]]  # op, its stage or "", what it launches
 
 
-@dataclass(frozen=True)
-class Recorder(_schedule.Plan):
-    """A plan whose ops are written down as they are called on tensors without memory."""
+class RecordingOps:
+    """An implementation of the ops whose calls are written down; those of the kernels are not launched."""
 
-    recorded: list[Recorded] = field(default_factory=list)
-    ran: Counted = field(default_factory=Counted)
+    def __init__(self, ops: Ops, kernels: bool, stage: str, log: list[Recorded], ran: OpCounter) -> None:
+        self.ops, self.kernels, self.stage, self.log, self.ran = ops, kernels, stage, log, ran
 
-    def ops(self, name: str) -> list[Callable[..., Any]]:
-        return [partial(self._record, name, layer) for layer in range(len(self))]
+    def __getattr__(self, name: str) -> Callable[..., Any]:
+        return getattr(self.ops, name) if name.startswith("fits_") else partial(self._record, name)
 
-    def sum_together(self, pairs: Pending) -> None:
-        self.ran.kernels.append(sum_kernel(pairs))
-
-    def _record(self, name: str, layer: int, *args: Any, **options: Any) -> Any:
+    def _record(self, name: str, *args: Any, **options: Any) -> Any:
         kernels, before = self.ran.kernels, len(self.ran.kernels)
-        if self.backends[layer] == "triton":
-            result = self._kernel(name, args, options)
-        else:
-            result = op(self.backends[layer], name)(*args, **options)
-        self.recorded.append((name, layer, kernels[before:]))
+        if name == "sum_partials":
+            kernels.append(sum_kernel(args[0]))
+            return None
+        result = self._kernel(name, args) if self.kernels else getattr(self.ops, name)(*args, **options)
+        self.log.append((name, self.stage, kernels[before:]))
         del kernels[before:]
         return result
 
-    def _kernel(self, name: str, args: Sequence[Any], options: dict[str, Any]) -> Any:
-        """What a Triton op returns and leaves `pending`, without launching it."""
-        before = len(self.ran.kernels)
+    def _kernel(self, name: str, args: Sequence[Any]) -> Any:
+        """What an op of the kernels returns and leaves `pending`, without launching it."""
+        before, pending = len(self.ran.kernels), None
+        if name in ("linear_wgrad", "linear_act_loss", "decoder_loss"):
+            *args, pending = args
         if name == "linear_wgrad" and args[4] is not None:
             result: Any = args[4][0], args[4][1] if args[2] else None
         else:  # the twin gives the same shapes; of a scale it would ask the number
             shaped = [None if isinstance(a, Tensor) and a.dim() == 0 else a for a in args]
-            result = op("torch", name)(*shaped, **options)
-        pending = args[5] if name == "linear_wgrad" else options.get("pending")
-        kernel, parts = triton_kernel(name, args[:5] if name == "linear_wgrad" else args, result)
+            result = getattr(TORCH, name)(*shaped)
+        kernel, parts = triton_kernel(name, args, result)
         self.ran.kernels[before:] = [kernel]
         if pending is not None:
             pending += parts
         elif parts:
-            self.sum_together(parts)
+            self.ran.kernels.append(sum_kernel(parts))
         return result
 
 
 def recorded(
-    plan: Recorder, layers: Sequence[Layer], rows: int, dtype: torch.dtype, device: torch.device
+    program: Program, chosen: Sequence[Choice], rows: int, dtype: torch.dtype, device: torch.device
 ) -> list[Recorded]:
-    """The ops of a `TrainStep`'s own computation, and what it runs around them."""
+    """The ops of a step of the program, and what it runs around them."""
     from torch._subclasses.fake_tensor import FakeTensorMode  # takes a second
+
+    log, ran = list[Recorded](), OpCounter()
+    backends = {stage.name: backend for stage, (backend, _) in zip(program.stages, chosen, strict=True)}
+
+    def wrap(ops: Ops, stage: str) -> Ops:
+        return cast(Ops, RecordingOps(ops, backends.get(stage) == "triton", stage, log, ran))
 
     where = device if device.type == "cpu" else "meta"  # CUDA's own need a build that has it
     with FakeTensorMode(), torch.no_grad():
-        step = TrainStep.__new__(TrainStep)  # the constructor refuses parameters without memory
-        step._layers = Lowered(_without_memory(layers, where), dtype, rows, plan)
-        step._below = any(any(need) for need in step._layers.needs[:-1])
-        memory = _Memory(step._layers, rows)
-        memory.denoises = False
-        plan.ran.kernels.clear()
-        with plan.ran:
-            step._schedule(memory)
-    return [*plan.recorded, *((kernel.name, None, [kernel]) for kernel in plan.ran.kernels)]
+        step = StaticStep(_without_memory(program, where), rows, dtype, chosen, wrap)
+        ran.kernels.clear()
+        with ran:
+            step.compute(step.memory)
+    islands: list[Recorded] = [("module", s.name, []) for s in program.stages if isinstance(s, Module)]
+    return [*log, *islands, *((kernel.name, "", [kernel]) for kernel in ran.kernels)]
 
 
-def _without_memory(layers: Sequence[Layer], device: torch.device | str) -> list[Layer]:
-    made: dict[int, Layer] = {}
-    for layer in layers:
-        if isinstance(layer, TiedLinearAct):
-            source = made[id(layer.source)]
-            assert isinstance(source, LinearAct)
-            made[id(layer)] = TiedLinearAct(source, layer.activation)
-        else:
-            sizes = layer.in_features, layer.out_features, layer.bias is not None, layer.activation
-            made[id(layer)] = LinearAct(*sizes, device="meta")
-        for name, own in list(layer.named_parameters()):
-            empty = torch.empty(own.shape, dtype=own.dtype, device=device)
-            setattr(made[id(layer)], name, torch.nn.Parameter(empty, own.requires_grad))
-    return list(made.values())
+class _Shaped(nn.Module):
+    """Stands for an island: a result of its shape."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.width = width
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x[:, :1].expand(len(x), self.width)
+
+
+def _without_memory(program: Program, device: torch.device | str) -> Program:
+    """The same stages on parameters without memory; an island is a module of its width."""
+    made: dict[int, nn.Parameter] = {}
+
+    def empty(p: nn.Parameter) -> nn.Parameter:
+        if id(p) not in made:
+            memory = torch.empty(p.shape, dtype=p.dtype, device=device)
+            made[id(p)] = nn.Parameter(memory, p.requires_grad)
+        return made[id(p)]
+
+    stages = list[Stage]()
+    for i, stage in enumerate(program.stages):
+        if isinstance(stage, Dense):
+            bias = None if stage.bias is None else empty(stage.bias)
+            stages.append(stage._replace(weight=empty(stage.weight), bias=bias))
+            continue
+        above = program.stages[i + 1] if i + 1 < len(program.stages) else None
+        stages.append(
+            Module(stage.name, _Shaped(above.widths[0] if isinstance(above, Dense) else program.out_features))
+        )
+    return program._replace(stages=tuple(stages), own_loss=None)

@@ -12,6 +12,7 @@ import torch
 import fastae
 from fastae.cli.options import device_named, numbers
 from fastae.data.writers import check_writable
+from fastae.models.base import Autoencoder
 from fastae.models.dense import DenseAutoencoder
 
 _model = click.argument("model", required=False, type=click.Path(path_type=Path))
@@ -58,7 +59,7 @@ def profile(model: Path | None, features: str | None, activation: str, batch: in
     fastae.profile(ae, rows, steps=steps, precision=precision, trace=trace)
 
 
-def _loaded(path: Path | None, features: str | None, activation: str, device: str) -> DenseAutoencoder:
+def _loaded(path: Path | None, features: str | None, activation: str, device: str) -> Autoencoder:
     if (path is None) == (features is None):
         raise click.UsageError("give a saved MODEL or --features 784,256,128, one of the two")
     if path is not None:

@@ -15,9 +15,9 @@ import fastae
 from fastae.cli.options import backend, device, device_named, force, key, read, set_up, source
 from fastae.data.arrays import row_blocks
 from fastae.data.writers import check_writable, write_rows
-from fastae.models.dense import DenseAutoencoder
+from fastae.models.base import Autoencoder
 
-Function = Callable[[DenseAutoencoder, NDArray[Any]], NDArray[Any]]
+Function = Callable[[Autoencoder, NDArray[Any]], NDArray[Any]]
 
 
 def _transform(name: str, summary: str, function: Function) -> click.Command:
@@ -49,7 +49,7 @@ def _transform(name: str, summary: str, function: Function) -> click.Command:
     return command
 
 
-def _reconstruct(ae: DenseAutoencoder, x: NDArray[Any]) -> NDArray[Any]:
+def _reconstruct(ae: Autoencoder, x: NDArray[Any]) -> NDArray[Any]:
     return ae(x) if ae.scaler is None else ae.scaler.inverse_transform(ae(x))
 
 

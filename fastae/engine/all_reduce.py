@@ -8,8 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastae.engine.parameters import is_dense
 
-class Mean:
+
+class GradientAllReduce:
     """The mean of loss and gradients over all rows of a group of processes, in one all-reduce.
 
     Each process weighs by its rows. `DistributedDataParallel` weighs all the same, which is another mean where a batch
@@ -49,5 +51,11 @@ class Mean:
     def _publish(self, place: int, present: bool) -> Tensor | None:
         p = self.parameters[place]
         # only a gradient that this process lacks, and another may have, makes the host wait for the device
-        p.grad = self._gradients[place].to(p.dtype) if present or self._present[place] > 0 else None
+        if not (present or self._present[place] > 0):
+            p.grad = None
+            return None
+        grad = self._gradients[place].to(p.dtype)
+        if grad.stride() != p.stride() and is_dense(p):  # as autograd lays gradients out
+            grad = torch.empty_like(p).copy_(grad)
+        p.grad = grad
         return p.grad

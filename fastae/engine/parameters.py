@@ -1,156 +1,152 @@
-"""The layers of an autoencoder as the schedule takes them: which are plain, their weights, where gradients go."""
+"""The parameters of a step: their copies in its dtype, memory for their gradients, and the way of those to `.grad`."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import replace
 from itertools import accumulate
-from typing import TYPE_CHECKING
 
 import torch
+from fastae_kernels.ops import Ops
 from torch import Tensor, nn
 
-from fastae.engine.schedule import Plan
-from fastae.nn.backend import Elsewhere, decide
-from fastae.nn.linear_act import LinearAct
-from fastae.nn.tied_linear_act import TiedLinearAct
+from fastae.engine.program import Dense, Module, Program
+from fastae.engine.stages import Gradients
 
-if TYPE_CHECKING:
-    from fastae.models.dense import DenseAutoencoder
-
-Layer = LinearAct | TiedLinearAct
-_HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 SECTOR = 32  # bytes, the least that a GPU fetches
 PADDED = 32  # values of which padded rows have a multiple: whole sectors, and tiles wide enough for 16 bytes a thread
 ALIGNMENT = 32  # elements from one gradient to the next in a flat buffer are a multiple: 64 bytes in bf16
 
 
-def layers_of(model: DenseAutoencoder) -> list[Layer]:
-    """First to last."""
-    return [*model.encoder, *model.decoder]
-
-
-def why_not_plain(model: DenseAutoencoder) -> str | None:
-    """None if the layers are as the constructor made them and nobody listens to their calls, or what is not so."""
-    if torch.nn.modules.module._has_any_global_hook():
-        return "a global module hook is set"
-    for module in (model, model.encoder, model.decoder, *layers_of(model)):
-        kind = type(module)
-        if any(vars(module)[hooks] for hooks in _HOOKS):
-            return f"a {kind.__name__} has a hook"
-        if kind in (LinearAct, TiedLinearAct):
-            odd = next((p for p in vars(module)["_parameters"].values() if p is not None and not _is_plain(p)), None)
-            if odd is not None:
-                return f"a parameter of a {kind.__name__} is a {type(odd).__name__} of {type(odd.data).__name__}"
-            if "forward" in vars(module):
-                return f"a {kind.__name__} has a forward of its own"
-        elif kind is not nn.Sequential and module is not model:
-            return f"a layer is a {kind.__name__}"
-    return None
-
-
-def _is_plain(p: Tensor) -> bool:
-    return type(p) is nn.Parameter and type(p.data) is Tensor
-
-
-def weight_of(layer: Layer) -> Tensor:
-    """[out_features, in_features]; of a tied layer the encoder's weight, transposed."""
-    return layer.source.weight.t() if isinstance(layer, TiedLinearAct) else layer.weight
-
-
-def choices_of(layers: Sequence[Layer], x: Tensor | Elsewhere, rows: int, loss: bool = True) -> list[tuple[str, str]]:
-    """(implementation, why) of every layer, for that many rows like x; the `loss` is taken of the last."""
-    last = layers[-1] if loss else None
-    return [
-        decide(x, layer.in_features, rows * layer.in_features * layer.out_features, layer is last) for layer in layers
-    ]
-
-
-def plan_of(layers: Sequence[Layer], x: Tensor, rows: int, loss: bool = True) -> Plan:
-    """Activations and implementations, for that many rows like x; the `loss` is taken of the last."""
-    choices = choices_of(layers, x, rows, loss)
-    return Plan([layer.activation for layer in layers], [backend for backend, _ in choices])
-
-
-class Lowered:
-    """The layers of a training step that computes in `dtype`: weights, memory for gradients, and their way to `.grad`.
+class StepParameters:
+    """The parameters of a program that computes in `dtype`.
 
     In the parameters' own dtype the weights are the parameters and the gradients are their `.grad`; in another the
     weights are copies in one piece of memory. The kernels write gradients in the parameters' dtype all the same; the
-    twins write copies of them too. Where a width is not a multiple of 32 bytes, kernels get copies whose rows and
-    columns are filled up with zeros: rows that are not multiples of 16 bytes cannot be copied asynchronously.
+    twins write copies of them too. Where all stages are the kernels' and a width is not a multiple of 32 bytes, rows
+    and columns of the copies are padded with zeros: rows that are not multiples of 16 bytes cannot be copied
+    asynchronously. A gradient has its parameter's strides; a parameter in several places gets the sum.
     """
 
-    def __init__(self, layers: Sequence[Layer], dtype: torch.dtype, rows: int, plan: Plan | None = None) -> None:
-        sources = [layer.source if isinstance(layer, TiedLinearAct) else layer for layer in layers]
-        pairs = [(source.weight, layer.bias) for source, layer in zip(sources, layers, strict=True)]
-        parameters = list(dict.fromkeys(p for pair in pairs for p in pair if p is not None))
-        self.trainable = [p for p in parameters if p.requires_grad]
-        self.features = layers[0].in_features, layers[-1].out_features  # of x and of the target
-        self.plan = plan or plan_of(layers, parameters[0].new_empty(0, dtype=dtype), rows)
-        self.parameters, self._copies = parameters, list[Tensor]()
-        self._kernels = set(self.plan.backends) == {"triton"}
-        used, own = dict(zip(parameters, parameters, strict=True)), parameters[0].dtype
-        widths = [n for layer in layers for n in (layer.in_features, layer.out_features)]
-        padded = self._kernels and any(n * dtype.itemsize % SECTOR for n in widths)
-        step = PADDED if padded else 1
-        if dtype != own or padded:
-            _, self._copies = _flat([[-(-n // step) * step for n in p.shape] for p in parameters], dtype, parameters[0])
-            used = dict(zip(parameters, self._copies, strict=True))
-        if padded:
-            self.plan = replace(self.plan, features=layers[-1].out_features)
-        shapes = [p.shape for p in self.trainable]
-        self._wide, self._gradients = _flat(shapes, own, parameters[0])
-        self._narrow, gradients = None, self._gradients
-        if dtype != own and not self._kernels:
-            self._narrow, gradients = _flat(shapes, dtype, parameters[0])
-        tied = [isinstance(layer, TiedLinearAct) for layer in layers]
-        self.weights = [used[w].t() if transposed else used[w] for (w, _), transposed in zip(pairs, tied, strict=True)]
-        self.biases = [None if b is None else used[b] for _, b in pairs]
-        self.needs = [(w.requires_grad, b is not None and b.requires_grad) for w, b in pairs]
-        memory = dict(zip(self.trainable, gradients, strict=True))
-        # A tied weight has two gradients; the decoder's has memory of its own and is added to the encoder's.
-        self.buffers = [
-            None
-            if w not in memory
-            else (
-                torch.empty_like(memory[w]).t().contiguous() if transposed else memory[w],
-                None if b is None else memory.get(b),
-            )
-            for (w, b), transposed in zip(pairs, tied, strict=True)
+    def __init__(self, program: Program, dtype: torch.dtype, kernels: bool) -> None:
+        self.dense = [stage for stage in program.stages if isinstance(stage, Dense)]
+        islands = [stage.module for stage in program.stages if isinstance(stage, Module)]
+        uses = [
+            (p, stage.transposed and k == 0)
+            for stage in self.dense
+            for k, p in enumerate((stage.weight, stage.bias))
+            if p is not None
         ]
-        places = {
-            p: (i, k) for i, pair in reversed(list(enumerate(pairs))) for k, p in enumerate(pair) if p is not None
-        }
-        self._places = [places[p] for p in self.trainable]
-        order = {p: i for i, p in enumerate(self.trainable)}
-        self._ties = [(order[w], i) for i, (w, _) in enumerate(pairs) if tied[i] and w in order]
+        self.parameters = list(dict.fromkeys(p for p, _ in uses))
+        by_autograd = dict.fromkeys(p for p in program.parameters if p.requires_grad)
+        self.by_autograd = list(by_autograd)
+        own = [p for p in self.parameters if p.requires_grad]
+        self.trainable: list[nn.Parameter] = [*own, *(p for p in by_autograd if p not in set(own))]
+        self._own, self._also = len(own), [p in by_autograd for p in own]
+        self._kernels, self._copies = kernels, list[Tensor]()
+        used: dict[nn.Parameter, Tensor] = {p: p for p in self.parameters}
+        like = next(iter(self.parameters), None)
+        widths = [n for stage in self.dense for n in stage.widths]
+        self.padded = kernels and not islands and any(n * dtype.itemsize % SECTOR for n in widths)
+        step = PADDED if self.padded else 1
+        if like is not None and (dtype != like.dtype or self.padded):
+            shapes = [[-(-n // step) * step for n in p.shape] for p in self.parameters]
+            _, self._copies = _flat(shapes, dtype, like)
+            used.update(zip(self.parameters, self._copies, strict=True))
+        self._narrow: Tensor | None = None
+        self._gradients = gradients = list[Tensor]()
+        if like is not None:
+            self._wide, self._gradients = _flat_like(own, like.dtype)
+            gradients = self._gradients
+            if dtype != like.dtype and not kernels:
+                self._narrow, gradients = _flat_like(own, dtype)
+        self._made = gradients
+        # Where each use of a parameter writes its gradient: the first into the parameter's own, if that is contiguous
+        memory, self._sums = dict(zip(own, gradients, strict=True)), list[tuple[int, int, bool, bool]]()
+        order, places, seen = {p: i for i, p in enumerate(own)}, list[Tensor | None](), set[Tensor]()
+        for number, (p, transposed) in enumerate(uses):
+            if p not in memory:
+                places.append(None)
+                continue
+            direct = p not in seen and not transposed and memory[p].is_contiguous()
+            shape = p.shape[::-1] if transposed else p.shape
+            places.append(memory[p] if direct else memory[p].new_empty(shape))
+            self._sums.append((order[p], number, transposed, p in seen))
+            seen.add(p)
+        self._direct = [place is not None and any(place is m for m in gradients) for place in places]
+        self.weights, self.biases = list[Tensor](), list[Tensor | None]()
+        self.needs, self.places = list[tuple[bool, bool]](), list[tuple[Tensor, Tensor | None] | None]()
+        given = iter(places)
+        for stage in self.dense:
+            w = used[stage.weight]
+            self.weights.append(w.t() if stage.transposed else w)
+            self.biases.append(None if stage.bias is None else used[stage.bias])
+            self.needs.append((stage.weight.requires_grad, stage.bias is not None and stage.bias.requires_grad))
+            dw, db = next(given), None if stage.bias is None else next(given)
+            self.places.append(None if dw is None else (dw, db))
 
-    def refresh(self) -> None:
+    def refresh(self, sums: Ops) -> None:
         """Bring the copies of the parameters up to date."""
         if not self._copies:
             return
         if self._kernels:
-            self.plan.sum_together([(p[None], copy) for p, copy in zip(self.parameters, self._copies, strict=True)])
+            sums.sum_partials([(p[None], copy) for p, copy in zip(self.parameters, self._copies, strict=True)])
         else:
-            torch._foreach_copy_(self._copies, self.parameters)
+            torch._foreach_copy_(self._copies, list[Tensor](self.parameters))
 
-    def collect(self, grads: Sequence[tuple[Tensor | None, Tensor | None]]) -> list[Tensor]:
-        """The gradients of `trainable`, in the parameters' dtype, from (dw, db) of every layer."""
-        found: list[Tensor] = [grads[layer][which] for layer, which in self._places]  # type: ignore[misc]
-        for index, layer in self._ties:
-            found[index].add_(grads[layer][0].t())  # type: ignore[union-attr]
+    def collect(self, grads: Sequence[Gradients]) -> list[Tensor]:
+        """The gradients of the dense stages' parameters, in their own dtype, from (dw, db) of every dense stage."""
+        flat = [
+            grad for stage, pair in zip(self.dense, grads, strict=True)
+            for grad in (pair if stage.bias is not None else pair[:1])
+        ]  # fmt: skip
+        found = list(self._made)
+        for place, use, transposed, again in self._sums:
+            grad = flat[use]
+            assert grad is not None
+            made = grad.t() if transposed else grad
+            if again:
+                found[place].add_(made)
+            elif self._direct[use]:
+                found[place] = made  # which oneDNN may have put elsewhere
+            else:
+                found[place].copy_(made)
         if self._narrow is None:
             return found
         self._wide.copy_(self._narrow)
         return self._gradients
 
-    def publish(self, found: Sequence[Tensor]) -> None:
-        """Put what was collected into `.grad`."""
+    def begin(self) -> None:
+        """Take away the gradients that autograd is to make anew."""
+        for p in self.by_autograd:
+            p.grad = None
+
+    def publish(self, found: list[Tensor]) -> Sequence[Tensor | None]:
+        """Put what was collected into `.grad`, added to what islands made; the gradients of `trainable`."""
+        if self.by_autograd:
+            for p, grad, also in zip(self.trainable, found, self._also, strict=False):
+                if also and p.grad is not None:
+                    grad.add_(p.grad)
+                p.grad = grad
+            return [p.grad for p in self.trainable]
         for p, grad in zip(self.trainable, found, strict=True):
             if p.grad is not grad:
                 p.grad = grad
+        return found
+
+
+def is_dense(t: Tensor) -> bool:
+    """Whether the elements fill a piece of memory, in any order of axes."""
+    return bool(torch.ops.aten.is_non_overlapping_and_dense(t))
+
+
+def _flat_like(parameters: Sequence[Tensor], dtype: torch.dtype) -> tuple[Tensor, list[Tensor]]:
+    """`_flat` in the parameters' shapes, with their strides where those fill memory, as autograd does it."""
+    memory, views = _flat([[p.numel()] for p in parameters], dtype, parameters[0] if parameters else torch.empty(0))
+    return memory, [
+        view.as_strided(p.shape, p.stride()) if is_dense(p) else view.view(p.shape)
+        for view, p in zip(views, parameters, strict=True)
+    ]
 
 
 def _flat(shapes: Sequence[Sequence[int]], dtype: torch.dtype, like: Tensor) -> tuple[Tensor, list[Tensor]]:

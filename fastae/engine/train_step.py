@@ -1,30 +1,47 @@
-"""`TrainStep`: loss, gradients and optimizer of a `DenseAutoencoder` on static memory, without autograd."""
+"""`TrainStep`: loss, gradients and optimizer of an autoencoder on static memory."""
 
 from __future__ import annotations
 
+import logging
 import operator
+from typing import Any, Protocol
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
-from fastae.engine import schedule as _schedule
-from fastae.engine.all_reduce import Mean
-from fastae.engine.call_list import Replay, record
-from fastae.engine.cuda_graph import Captured
-from fastae.engine.optimizer import update_of
-from fastae.engine.parameters import Lowered, layers_of, why_not_plain
-from fastae.models.dense import DenseAutoencoder
+from fastae.engine.all_reduce import GradientAllReduce
+from fastae.engine.cuda_graph import GraphedStep
+from fastae.engine.optimizer import Update
+from fastae.engine.parameters import is_dense
+from fastae.engine.program import Dense, Program
+from fastae.engine.signature import HOOKS, Signature
+from fastae.engine.static_step import StaticStep
+from fastae.nn.arguments import is_dtensor
+from fastae.nn.backend import get_backend, use_backend
+
+logger = logging.getLogger(__name__)
+
+
+class Trainable(Protocol):
+    """A model that hands over a `Program`; every autoencoder of fastae does."""
+
+    def program(self) -> Program: ...
 
 
 class TrainStep:
-    """One step of training a `DenseAutoencoder` by its mean squared error.
+    """One step of training an autoencoder: its loss, the gradients and the optimizer's update.
 
-    Calling it does what `loss(x).backward(); optimizer.step()` does, on memory that it allocates once: no graph of
-    autograd and no wait for the device. Allocated anew are the results that oneDNN returns for large products on a CPU,
-    and scratch there where the output has an activation or the step is in half precision. On a CUDA device the step is
-    captured as a graph and replayed. The model's parameters, their `.grad` and the optimizer's state stay what they are
-    for everyone else.
+    Calling it does what `model.zero_grad(); loss(x).backward(); optimizer.step()` does, on memory that it allocates
+    once: no graph of autograd for fastae's own layers, no wait for the device. Allocated anew are the results that
+    oneDNN returns for large products on a CPU, and scratch there where the output has an activation or the step is in
+    half precision. On a CPU the sequence of calls is recorded once and replayed, on a CUDA device it is captured as a
+    graph. The model's parameters, their `.grad` and the optimizer's state stay what they are for everyone else.
+
+    What is not fastae's own (a `BatchNorm1d` or `Dropout` among the layers, a layer with a hook or a parametrization)
+    runs as an island of autograd inside the same step; a model with a `forward` of its own is one island, and its
+    `loss`, if that is its own, is called as it is. What changes between steps (a frozen or new parameter, moved memory,
+    a hook, an activation, the optimizer's groups or state) is noticed, and the step built anew.
 
         step = fastae.TrainStep(ae, torch.optim.Adam(ae.parameters(), fused=True), batch_size=256)
         for epoch in range(10):
@@ -33,7 +50,7 @@ class TrainStep:
             print(step.mean_loss())
 
     Args:
-        model: a `DenseAutoencoder` as the constructor makes it; frozen parameters are left alone.
+        model: an autoencoder of fastae; frozen parameters are left alone, modules run in the mode they are in.
         optimizer: over the model's parameters. `Adam` and `AdamW` with fused=True cost least; on CUDA, capturable=True
             lets the update into the captured graph.
         batch_size: the most rows of a step; fewer, as in an epoch's last, are fine.
@@ -41,49 +58,81 @@ class TrainStep:
             made once per step.
         group: processes that take every step together, torch.distributed.group.WORLD say: each calls with rows of its
             own, or none, and has the loss, the gradients and the update of all their rows, after one all-reduce.
+        seed: of whatever the step draws itself; it is part of `state_dict`.
 
-    Raises ValueError for a model whose training cannot be written as this one schedule (its own `loss` or `forward`,
-    hooks, parametrizations, tensor subclasses), saying what it is; train such a model with `loss(x).backward()`.
+    Raises TypeError for a model that has no program, ValueError if all its parameters are frozen, the optimizer holds
+    none of them, or is fused over one that does not fill its memory (a slice of a larger tensor).
     """
 
     def __init__(
         self,
-        model: DenseAutoencoder,
+        model: Trainable,
         optimizer: torch.optim.Optimizer,
         batch_size: int,
         precision: str | None = None,
         group: dist.ProcessGroup | None = None,
+        seed: int = 0,
     ) -> None:
-        if reason := why_not(model):
-            raise ValueError(f"TrainStep: model must be a plain DenseAutoencoder; {reason}")
-        try:
-            self.batch_size = operator.index(batch_size)
-        except TypeError:
-            raise TypeError(f"TrainStep: batch_size must be a whole number; got {batch_size!r}") from None
+        if not isinstance(model, nn.Module) or not callable(getattr(model, "program", None)):
+            raise TypeError(f"TrainStep: model must be an autoencoder of fastae; got {type(model).__name__}")
+        self.batch_size, self.seed = _whole("batch_size", batch_size), _whole("seed", seed, least=None)
         if self.batch_size < 1:
             raise ValueError(f"TrainStep: batch_size must be at least 1; got {batch_size}")
-        self.model, self.optimizer = model, optimizer
-        self.dtype = _compute_dtype(model, precision)
-        self._layers = Lowered(layers_of(model), self.dtype, self.batch_size)
-        if not self._layers.trainable:
+        self.model: Any = model
+        self.optimizer, self.steps = optimizer, 0
+        self._precision, self._group, self._backend = precision, group, get_backend()
+        self._told = False
+        self._total = torch.zeros((), dtype=torch.float64)
+        self._rows: int | Tensor = 0
+        self._build()
+
+    def _build(self, before: StaticStep | None = None) -> None:
+        """Make the step for the model as it is now."""
+        if any(map(is_dtensor, self.model.parameters())):
+            raise TypeError(
+                "TrainStep: parameters must be plain tensors; got DTensors: train the sharded model in a loop of your "
+                "own, model.loss(x).backward() and optimizer.step()"
+            )
+        program = self.model.program()
+        self.dtype = compute_dtype(self.model, self._precision)
+        with use_backend(self._backend):
+            static = StaticStep(program, self.batch_size, self.dtype)
+        if not static.trainable:
             raise ValueError("TrainStep: model must have a parameter that requires a gradient; all are frozen")
-        held = {id(p) for group in optimizer.param_groups for p in group["params"]}
-        if not any(id(p) in held for p in self._layers.trainable):
+        self._check_optimizer(static)
+        if before is not None:
+            for p in before.trainable:
+                p.grad = None  # of one that is frozen now, or belongs to the model no more
+        if program.own_loss is not None and not self._told:
+            self._told = True
+            logger.warning("TrainStep calls the model's own loss through autograd: %s", program.own_loss)
+        self.static, self._signature = static, Signature(self.model, program)
+        self._total = self._total.to(static.device)
+        lacks = bool(static.parameters.by_autograd) or self._group is not None
+        self._update = Update(self.optimizer, static.trainable, lacks)
+        self._mean = None if self._group is None else GradientAllReduce(static.trainable, self._group)
+        self._graphed = None
+        if static.device.type == "cuda" and _capturable(program):
+            memory = static.memory
+            self._graphed = GraphedStep(  # with a group the all-reduce stands between the graph and the update
+                lambda: static.run(memory), lambda loss: self.apply(loss, memory.count), lambda: static.publish(memory),
+                self.optimizer, self._group is None,
+            )  # fmt: skip
+
+    def _check_optimizer(self, static: StaticStep) -> None:
+        groups = self.optimizer.param_groups
+        held = {id(p): group for group in groups for p in group["params"]}
+        if not any(id(p) in held for p in static.trainable):
             raise ValueError(
                 "TrainStep: optimizer must be over the model's parameters; got one that holds none of them"
             )
-        self._update = update_of(optimizer, self._layers.trainable)
-        self._mean = None if group is None else Mean(self._layers.trainable, group)
-        self._memory = _Memory(self._layers, self.batch_size)
-        self._slices: dict[int, _Memory] = {self.batch_size: self._memory}
-        self._total = torch.zeros((), dtype=torch.float64, device=self._memory.x.device)
-        self._rows: int | Tensor = 0
-        self._below = any(any(need) for need in self._layers.needs[:-1])
-        cuda = self._memory.x.device.type == "cuda"
-        self._repeats = set(self._layers.plan.backends) == {"torch"} and not cuda
-        self._captured = None
-        if cuda:  # with a group the all-reduce stands between the graph and the update
-            self._captured = Captured(lambda: self._compute(self._memory), self._apply, optimizer, group is None)
+        for p in static.trainable:
+            if id(p) in held and held[id(p)].get("fused") and not is_dense(p):
+                raise ValueError(
+                    f"TrainStep: optimizer must not be fused for a parameter {list(p.shape)} with strides "
+                    f"{p.stride()}; got a slice of a larger tensor, between whose elements PyTorch writes: use "
+                    "fused=False, or make the parameter contiguous"
+                )
 
     def __call__(self, x: Tensor, rows: Tensor | None = None, target: Tensor | None = None) -> Tensor:
         """Take one step on x [M, features], or on x[rows], and return its loss: [], fp32 (fp64 for fp64).
@@ -95,31 +144,40 @@ class TrainStep:
 
         The loss is that before the update. On CUDA its memory is reused: read or copy it before the next call.
         """
+        if not self._signature.holds():
+            self._build(self.static)
+        static = self.static
         count = len(x) if rows is None else len(rows)
-        if self._mean is not None and count == 0:
-            gradients = [grad for grad in self._mean(0.0, [None] * len(self._layers.trainable), 0) if grad is not None]
-            if not gradients:
-                raise ValueError("TrainStep: a step must have at least one row in the group; got none on any process")
-            self._update(gradients)
-            return self._counted(self._mean.loss, 0)
-        self._count = count
-        memory = self._slices.get(count)
-        if memory is None or x.dim() != 2 or x.shape[1] != self._layers.features[0] or x.device != memory.x.device:
-            memory = self._slice(count, x)
-        with torch.no_grad():
-            _gather(x, rows, memory.given)
-            if target is not None:
-                if target.shape != (len(x), self._layers.features[1]):
-                    raise ValueError(
-                        f"TrainStep: target must be {[len(x), self._layers.features[1]]}; got {list(target.shape)}"
-                    )
-                _gather(target, rows, memory.target()[:, : self._layers.features[1]])
-            memory.denoises = target is not None
-            if self._captured is not None and memory is self._memory and target is None:
-                loss = self._captured()
+        if count == 0 and self._mean is not None:
+            return self._without_rows()
+        if not 1 <= count <= self.batch_size or x.dim() != 2 or x.shape[1] != static.program.in_features:
+            self._refuse(x, count)
+        if x.device != static.device:
+            raise ValueError(f"TrainStep: x must be on {static.device} as the model is; got {x.device}")
+        if target is not None and target.shape != (len(x), static.program.out_features):
+            raise ValueError(
+                f"TrainStep: target must be {[len(x), static.program.out_features]}; got {list(target.shape)}"
+            )
+        enabled = torch.is_grad_enabled()
+        torch._C._set_grad_enabled(False)  # a microsecond less than torch.no_grad()
+        try:
+            memory = static.load(x, rows, target, count)
+            if self._graphed is not None and memory is static.memory and target is None:
+                loss = self._graphed()
             else:
-                loss = self._run(memory)
+                loss = static.run(memory)
+                self.apply(loss, count)
+            self.steps += 1
             return self._counted(loss, count)
+        finally:
+            torch._C._set_grad_enabled(enabled)
+
+    def apply(self, loss: Tensor, count: int) -> None:
+        """Update the parameters with the gradients of the last `static.run`, in a group with those of all processes."""
+        gradients = self.static.gradients
+        if self._mean is not None:
+            gradients = self._mean(loss, gradients, count)
+        self._update(gradients)
 
     def mean_loss(self) -> float:
         """The mean loss over all rows since the last call of this method; the one wait for the device. NaN for none."""
@@ -129,132 +187,66 @@ class TrainStep:
         self._rows = 0
         return mean
 
+    def state_dict(self) -> dict[str, Any]:
+        """The seed and the number of steps taken: what the step's own random numbers follow from."""
+        return {"seed": self.seed, "steps": self.steps}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a `state_dict`."""
+        self.seed, self.steps = _whole("seed", state["seed"], least=None), _whole("steps", state["steps"], least=0)
+
+    def _without_rows(self) -> Tensor:
+        """A step to which this process has no rows, and the others may have."""
+        assert self._mean is not None
+        gradients = self._mean(0.0, [None] * len(self.static.trainable), 0)
+        if all(grad is None for grad in gradients):
+            raise ValueError("TrainStep: a step must have at least one row in the group; got none on any process")
+        self._update(gradients)
+        self.steps += 1
+        return self._counted(self._mean.loss, 0)
+
     def _counted(self, loss: Tensor, count: int) -> Tensor:
         """The loss of the step, in a group that of all processes, after adding it to those `mean_loss` is asked for."""
         if self._mean is None:
             self._total.add_(loss, alpha=count)
             self._rows = self._rows + count
-            return loss.clone() if self._captured is None else loss  # the memory of the next one too
+            return loss.clone() if self._graphed is None else loss  # the memory of the next one too
         self._total.add_(self._mean.loss * self._mean.rows)
         self._rows = self._rows + self._mean.rows
         return self._mean.loss.clone()
 
-    def _run(self, memory: _Memory) -> Tensor:
-        loss = self._compute(memory)
-        self._apply()
-        return loss
-
-    def _compute(self, memory: _Memory) -> Tensor:
-        """The loss; the gradients go to `.grad`."""
-        replay = memory.replays.get(memory.denoises) if self._repeats else None
-        if replay is not None and replay[0].holds():
-            again, self._loss, self._gradients = replay
-            again()
-        elif self._repeats:
-            noted = record(lambda: self._schedule(memory), self._layers.parameters)
-            self._repeats = noted is not None
-            if noted is not None:
-                memory.replays[memory.denoises] = noted, self._loss, self._gradients
-        else:
-            self._schedule(memory)
-        self._layers.publish(self._gradients)
-        return self._loss
-
-    def _schedule(self, memory: _Memory) -> None:
-        """Loss and gradients."""
-        layers = self._layers
-        layers.refresh()
-        target = memory.target() if memory.denoises else memory.x
-        done = _schedule.forward(
-            memory.x, target, layers.weights, layers.biases, layers.plan, memory.buffers, self._below, later=True
-        )
-        if memory.scale is None:
-            done.dp.mul_(memory.factor)
-        _, grads = _schedule.backward(done, layers.weights, layers.plan, memory.buffers, layers.needs, memory.scale)
-        self._gradients, self._loss = layers.collect(grads), done.loss
-
-    def _apply(self) -> None:
-        gradients = self._gradients
-        if self._mean is not None:
-            gradients = [grad for grad in self._mean(self._loss, gradients, self._count) if grad is not None]
-        self._update(gradients)
-
-    def _slice(self, count: int, x: Tensor) -> _Memory:
-        features = self._layers.features[0]
+    def _refuse(self, x: Tensor, count: int) -> None:
+        features = self.static.program.in_features
         if x.dim() != 2 or x.shape[1] != features:
             raise ValueError(f"TrainStep: x must be [rows, {features}]; got {list(x.shape)}")
-        if x.device != self._memory.x.device:
-            raise ValueError(f"TrainStep: x must be on {self._memory.x.device} as the model is; got {x.device}")
-        if not 1 <= count <= self.batch_size:
-            raise ValueError(f"TrainStep: a step takes 1 to {self.batch_size} rows; got {count}")
-        self._slices[count] = self._memory.first(count)
-        return self._slices[count]
+        raise ValueError(f"TrainStep: a step takes 1 to {self.batch_size} rows; got {count}")
 
 
-class _Memory:
-    """What a step on `count` rows reads and writes; `full` is the memory whose first rows it shares."""
-
-    x: Tensor
-    buffers: _schedule.Buffers
-
-    def __init__(self, layers: Lowered, count: int, full: _Memory | None = None) -> None:
-        def rows(width: int, of: Tensor | None) -> Tensor:
-            return layers.weights[0].new_empty(count, width) if of is None else of[:count]
-
-        widths = [w.shape[0] for w in layers.weights]
-        self.layers, self.count, self.denoises = layers, count, False
-        self.x = rows(layers.weights[0].shape[1], None if full is None else full.x)
-        self.given = self.x[:, : layers.features[0]]  # the columns that rows are gathered into
-        self.x[:, layers.features[0] :] = 0
-        self._target: Tensor | None = None
-        self.replays: dict[bool, tuple[Replay, Tensor, list[Tensor]]] = {}  # by whether there is a target
-        outputs, gradients = [], []
-        for layer, width in enumerate(widths):
-            gradients.append(rows(width, None if full is None else full.buffers.gradients[layer]))
-            if layer < len(widths) - 1:
-                y, p = (None, None) if full is None else full.buffers.outputs[layer] or (None, None)
-                outputs.append((rows(width, y), rows(width, p) if layers.plan.saves[layer] == "p" else None))
-        scratch = None
-        if self.x.device.type == "cpu" and self.x.dtype.itemsize == 2:
-            scratch = self.x.new_empty(count, widths[-1], dtype=torch.float32) if full is None else full.scratch(count)
-        loss = self.x.new_empty((), dtype=torch.promote_types(self.x.dtype, torch.float32))
-        self.buffers = _schedule.Buffers(outputs, gradients, scratch, loss, layers.buffers)
-        self.factor = 2 / (count * layers.features[1])
-        # Each weight gradient puts it in: from memory, in a kernel's epilogue, or as a number, which keeps the small
-        # numbers of half precision. The twins multiply fp32 once.
-        self.scale: Tensor | float | None = self.factor if self.x.dtype.itemsize == 2 else None
-        if "triton" in layers.plan.backends or self.x.device.type != "cpu":
-            wide = torch.promote_types(self.x.dtype, torch.float32)
-            self.scale = torch.full((), self.factor, dtype=wide, device=self.x.device)
-
-    def scratch(self, count: int) -> Tensor | None:
-        return None if self.buffers.scratch is None else self.buffers.scratch[:count]
-
-    def first(self, count: int) -> _Memory:
-        return _Memory(self.layers, count, self)
-
-    def target(self) -> Tensor:
-        """The buffer of a target that is not x, made when it is first asked for."""
-        if self._target is None:
-            self._target = self.x.new_zeros(self.count, len(self.layers.weights[-1]))
-        return self._target
+def _capturable(program: Program) -> bool:
+    """Whether a replay does all that the step does: Python of hooks and of people's own modules is not repeated."""
+    if program.own_loss is not None:
+        return False
+    islands = [m for stage in program.stages if not isinstance(stage, Dense) for m in stage.module.modules()]
+    return all(
+        type(m).__module__.startswith("torch.nn.modules")
+        and not any(vars(m)[hooks] for hooks in HOOKS)
+        and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in m.parameters(recurse=False))
+        for m in islands
+    )
 
 
-# What a subclass, or a test, may replace; kept from before anyone could.
-_OWN = {name: getattr(DenseAutoencoder, name) for name in ("forward", "encode", "decode", "loss", "__call__")}
+def _whole(name: str, value: object, least: int | None = None) -> int:
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"TrainStep: {name} must be a whole number; got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"TrainStep: {name} must be at least {least}; got {number}")
+    return number
 
 
-def why_not(model: object) -> str | None:
-    """None if `TrainStep` takes the model, or what stands in its way."""
-    if not isinstance(model, DenseAutoencoder):
-        return f"it is a {type(model).__name__}"
-    for name, own in _OWN.items():
-        if getattr(type(model), name) is not own or name in vars(model):
-            return f"its {name} is not DenseAutoencoder's"
-    return why_not_plain(model)
-
-
-def _compute_dtype(model: DenseAutoencoder, precision: str | None) -> torch.dtype:
+def compute_dtype(model: nn.Module, precision: str | None) -> torch.dtype:
+    """What a step of the model computes in."""
     own = next(model.parameters()).dtype
     if precision in (None, str(own).removeprefix("torch.")):
         return own
@@ -263,13 +255,3 @@ def _compute_dtype(model: DenseAutoencoder, precision: str | None) -> torch.dtyp
     if own != torch.float32:
         raise ValueError(f"TrainStep: precision 'bfloat16' needs float32 parameters; got {str(own)[6:]}")
     return torch.bfloat16
-
-
-def _gather(source: Tensor, rows: Tensor | None, out: Tensor) -> None:
-    """out = source[rows], in out's dtype."""
-    if rows is None:
-        out.copy_(source)
-    elif source.dtype == out.dtype:
-        torch.index_select(source, 0, rows, out=out)
-    else:
-        out.copy_(source.index_select(0, rows))

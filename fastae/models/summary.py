@@ -2,17 +2,14 @@
 
 from __future__ import annotations
 
-from io import StringIO
-from typing import TYPE_CHECKING
+from typing import Any
 
-if TYPE_CHECKING:
-    from fastae.models.dense import DenseAutoencoder
+from fastae.text_table import lines as text_lines
 
 
-def summary(model: DenseAutoencoder) -> str:
+def summary(model: Any) -> str:
     """Layer, shapes, parameters and FLOPs per row; the totals and the compression ratio below."""
     from rich import box
-    from rich.console import Console
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
@@ -29,11 +26,25 @@ def summary(model: DenseAutoencoder) -> str:
         note = " (tied)" if model.tied and name.startswith("decoder") else ""
         shape = f"{layer.in_features} -> {layer.out_features}{note}"
         table.add_row(name, shape, layer.activation, f"{count:,}", f"{flop:,}")
-    text = StringIO()
-    Console(file=text, width=100, color_system=None).print(table)
     width, code = model.features[0], model.features[-1]
-    lines = [line.rstrip() for line in text.getvalue().strip("\n").splitlines()]
+    lines = text_lines(table, 100)
     lines.append(f" {width} values become {code}: compression ratio {width / code:.3g} to 1")
     if model.scaler is not None and model.scaler.kind != "none":
         lines.append(f" trained on data scaled to {model.scaler.kind!r}: pass model.scaler.transform(x)")
-    return "\n".join(lines)
+    return "\n".join([*lines, *trained_lines(model.trained)])
+
+
+def trained_lines(trained: dict[str, Any] | None) -> list[str]:
+    """How `fit` trained the model: rows, epochs, the best of them, options and versions."""
+    if not trained:
+        return []
+    stopped = f" ({trained['stopped']})" if trained["stopped"] else ""
+    rows = f"{trained['training_rows']:,} rows"
+    if trained["validation_rows"]:
+        rows += f", {trained['validation_rows']:,} for validation"
+    lines = [f" trained on {rows}; {trained['epochs']} epochs{stopped}"]
+    if trained["best_epoch"] is not None:
+        name = "val_loss" if trained["validation_rows"] else "loss"
+        lines[0] += f", best epoch {trained['best_epoch']}: {name} {trained['best_loss']:.6g}"
+    options = ", ".join(f"{name} {trained[name]}" for name in ("optimizer", "lr", "batch_size", "precision", "seed"))
+    return [*lines, f"   {options}; " + ", ".join(f"{k} {v}" for k, v in trained["versions"].items())]

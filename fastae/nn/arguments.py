@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Container, Iterable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +18,52 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """`; did you mean 'relu'?` for the valid name closest to `name`, or nothing when none is close."""
     close = difflib.get_close_matches(str(name), list(valid), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def admit(
+    function: str, names: Sequence[str], tensors: Sequence[Any], optional: Container[str] = ()
+) -> tuple[Sequence[Any], bool]:
+    """The tensors (None where optional) as an op takes them, and whether the kernels support them.
+
+    They come back as autocast casts the arguments of `F.linear`. Where kernels do not support them (a DTensor or
+    another subclass, a sparse or nested tensor, `torch.func`, forward-mode derivatives, `torch.export`, whose graphs
+    should need no fastae), the caller computes with PyTorch's own ops.
+
+    Raises TypeError for what is no tensor, not floating point, of mixed dtypes or partly DTensors, ValueError for mixed
+    devices, RuntimeError under TorchScript.
+    """
+    first = tensors[0]
+    if type(first) in _PLAIN and not special():
+        dtype, device, lacks = first.dtype, first.device, False
+        for t in tensors:
+            if t is None:
+                lacks = True
+            elif type(t) not in _PLAIN or t.dtype is not dtype or t.layout is not torch.strided or t.device != device:
+                break
+        else:
+            whole = not lacks or all(t is not None or n in optional for n, t in zip(names, tensors, strict=True))
+            if whole and dtype in FLOATS:
+                return tensors, True
+    given = dict(zip(names, tensors, strict=True))
+    require_tensors(function, **{name: t for name, t in given.items() if t is not None or name not in optional})
+    if (cast := autocast_dtype(first)) is not None:
+        given = {name: None if t is None else autocast(t, cast) for name, t in given.items()}
+    check_tensors(function, **given)
+    supported = supports_kernels(function, *given.values())
+    if not supported:
+        all_dtensors(function, **given)
+    return list(given.values()), supported
+
+
+def special() -> bool:
+    """Whether a transform, a trace or autocast may be at work."""
+    return (
+        torch.compiler.is_compiling()
+        or torch._C._is_any_autocast_enabled()
+        or torch._C._are_functorch_transforms_active()
+        or forward_ad._current_level >= 0
+        or torch._C._get_tracing_state() is not None
+    )
 
 
 def require_tensors(function: str, **tensors: object) -> None:
@@ -75,12 +122,10 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def kernels_take(function: str, x: Tensor, *others: Tensor | None) -> bool:
+def supports_kernels(function: str, x: Tensor, *others: Tensor | None) -> bool:
     """Whether all is as kernels and `autograd.Function`s need it: dense plain tensors and no transform at work.
 
-    Where not (a DTensor or another subclass, a sparse or nested tensor, `torch.func`, forward-mode derivatives,
-    `torch.export`, whose graphs should need no fastae), the caller computes with PyTorch's own ops. Raises RuntimeError
-    under `torch.jit.trace`.
+    Raises RuntimeError under `torch.jit.trace`.
     """
     if torch._C._get_tracing_state() is not None:
         refuse_torchscript(function)

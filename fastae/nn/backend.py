@@ -12,29 +12,18 @@ from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any
+from typing import Any, cast
 
 import torch
 from fastae_kernels import onednn
+from fastae_kernels.onednn import ONEDNN
+from fastae_kernels.ops import Ops
+from fastae_kernels.reference import TORCH
 from torch import Tensor
 
 from fastae.nn.arguments import nearest
 
 BACKENDS = ("auto", "torch", "onednn", "triton")
-
-# op -> the module of its Triton kernel
-KERNELS = {
-    "act_bwd": "linear_act",
-    "linear_act_fwd": "linear_act",
-    "linear_dgrad_act": "linear_act",
-    "linear_wgrad": "linear_act",
-    "mse": "losses",
-    "linear_act_mse": "linear_act_loss",
-    "decoder_mse": "linear_act_loss",
-    "stack_score": "stack",
-    "stack_encode": "stack",
-    "sum_together": "sums",
-}
 
 # `auto` on a GPU: Triton up to this many in_features, ATen above, where an epilogue saves too little to pay for a GEMM
 # slower than cuBLAS (2F / (K BW): under 1.5x at 1024 on an H100 and falling as 1/K). A model, not a measurement.
@@ -86,14 +75,25 @@ def use_backend(name: str) -> Iterator[None]:
 
 
 @dataclass(frozen=True)
-class Elsewhere:
+class DeviceSpec:
     """All that a decision looks at of a tensor, for a device that is not at hand; a GPU has its Triton driver there."""
 
     dtype: torch.dtype
     device: torch.device
 
 
-def resolve(x: Tensor | Elsewhere, width: int = 0, multiply_adds: int = 0, loss: bool = False) -> str:
+def leaves_to_torch(x: Tensor) -> bool:
+    """Whether a layer on `x` is PyTorch's own ops whatever its size: `auto` on a CPU in another dtype than fp32, whose
+    products are oneDNN's either way. Asked first, for it takes a tenth of what `resolve` takes."""
+    return x.dtype is not torch.float32 and _current == "auto" and x.is_cpu
+
+
+def leaves_losses_to_torch(x: Tensor) -> bool:
+    """Whether a loss of `x` is PyTorch's own op: on a CPU unless another backend is set."""
+    return _current in ("auto", "torch") and x.is_cpu
+
+
+def resolve(x: Tensor | DeviceSpec, width: int = 0, multiply_adds: int = 0, loss: bool = False) -> str:
     """ "torch", "onednn" or "triton" for a call on `x`: a product of `multiply_adds`, each sum of `width` terms, and
     whether the loss is taken of it.
 
@@ -105,7 +105,7 @@ def resolve(x: Tensor | Elsewhere, width: int = 0, multiply_adds: int = 0, loss:
     return decide(x, width, multiply_adds, loss)[0]
 
 
-def decide(x: Tensor | Elsewhere, width: int, multiply_adds: int, loss: bool = False) -> tuple[str, str]:
+def decide(x: Tensor | DeviceSpec, width: int, multiply_adds: int, loss: bool = False) -> tuple[str, str]:
     """`resolve`, and why."""
     if _current == "torch":
         return "torch", "the backend is set to torch"
@@ -127,37 +127,43 @@ def decide(x: Tensor | Elsewhere, width: int, multiply_adds: int, loss: bool = F
 
 
 @cache
-def op(backend: str, name: str) -> Callable[..., Any]:
-    """The implementation of an op: a twin, the twin on oneDNN, a Triton launcher, or the choice between them."""
-    if backend == "auto":
+def ops(backend: str) -> Ops:
+    """The implementation of every op: PyTorch, oneDNN, the kernels, or for "auto" one that chooses at each call."""
+    if backend == "triton":
+        return import_module("fastae_kernels.jit.backend").TRITON
+    return {"torch": TORCH, "onednn": ONEDNN, "auto": cast(Ops, _Auto())}[backend]
+
+
+class _Auto:
+    """The ops, each on the implementation that `auto` takes for its arguments."""
+
+    def __getattr__(self, name: str) -> Callable[..., Any]:
         return partial(_chosen, name)
-    module = {"torch": "reference", "onednn": "onednn"}.get(backend, f"jit.{KERNELS.get(name)}")
-    implementation: Callable[..., Any] = getattr(import_module(f"fastae_kernels.{module}"), name)
-    return implementation
 
 
 def _chosen(name: str, *args: Any, **options: Any) -> Any:
-    """An op on the implementation that `auto` takes for its arguments."""
     first, second = args[0], args[1]
     width, multiply_adds = 0, 0
     if name in ("linear_wgrad", "linear_dgrad_act"):  # dp [M, N], x [M, K] or w [N, K]
         width, multiply_adds = second.shape[1], first.numel() * second.shape[1]
-    elif name in ("linear_act_fwd", "linear_act_mse"):  # x [M, K], w [N, K]
+    elif name == "linear_act_fwd":  # x [M, K], w [N, K]
         width, multiply_adds = second.shape[1], first.numel() * second.shape[0]
-    return op(resolve(first, width, multiply_adds, name == "linear_act_mse"), name)(*args, **options)
+    elif name == "linear_act_loss":  # x [M, K], (w [N, K], b, activation)
+        width, multiply_adds = second.w.shape[1], first.numel() * second.w.shape[0]
+    return getattr(ops(resolve(first, width, multiply_adds, name == "linear_act_loss")), name)(*args, **options)
 
 
-def _why_not_onednn(x: Tensor | Elsewhere) -> str | None:
+def _why_not_onednn(x: Tensor | DeviceSpec) -> str | None:
     if x.device.type != "cpu":
         return f"oneDNN runs on CPU tensors, this one is on {x.device}; move it there"
     return None if onednn.available() else "this build of PyTorch has no oneDNN (torch.backends.mkldnn)"
 
 
-def _why_not_triton(x: Tensor | Elsewhere) -> str | None:
+def _why_not_triton(x: Tensor | DeviceSpec) -> str | None:
     if find_spec("triton") is None:
         return "Triton is not installed; pip install triton (Linux)"
-    if isinstance(x, Elsewhere):
+    if isinstance(x, DeviceSpec):
         return None if x.device.type == "cuda" else f"Triton needs a GPU, not {x.device}"
-    from fastae_kernels.jit.tiles import why_not
+    from fastae_kernels.jit.launch import why_not
 
     return why_not(x)

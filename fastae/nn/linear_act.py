@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
+from fastae_kernels.elementwise import ACTIVATIONS
 from fastae_kernels.operands import first_operand
-from fastae_kernels.reference import ACTIVATIONS, DIFFERENTIABLE
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
 from fastae.nn import backend as _backend
 from fastae.nn import library as _ops
-from fastae.nn.arguments import (
-    all_dtensors,
-    autocast,
-    autocast_dtype,
-    check_tensors,
-    kernels_take,
-    nearest,
-    refuse_torchscript,
-    require_tensors,
-)
+from fastae.nn.arguments import admit, nearest, refuse_torchscript
+from fastae.nn.recompute import differentiable_gradients
 
 # ---------------------------------------------------------------- checks
 
@@ -37,27 +31,25 @@ def check_activation(name: str, argument: str) -> str:
 
 def check_layer(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -> None:
     """The shapes of weight and bias fit x [..., in_features]."""
-    if weight.dim() != 2 or weight.shape[1] != x.shape[-1]:
+    if weight.dim() != 2 or weight.size(1) != x.size(-1):  # size: a third of what shape takes
         raise ValueError(
             f"{function}: weight must be [out_features, {x.shape[-1]}] to match x {list(x.shape)}; "
             f"got {list(weight.shape)}"
         )
-    if bias is not None and bias.shape != weight.shape[:1]:
+    if bias is not None and (bias.dim() != 1 or bias.size(0) != weight.size(0)):
         raise ValueError(
             f"{function}: bias must be [{weight.shape[0]}] to match weight {list(weight.shape)}; got {list(bias.shape)}"
         )
 
 
-def _check(x: Tensor, weight: Tensor, bias: Tensor | None, activation: str) -> None:
-    check_activation(activation, "linear_act: activation")
-    check_tensors("linear_act", x=x, weight=weight, bias=bias)
-    if x.dim() == 0:
-        raise ValueError("linear_act: x must be [..., in_features]; got a scalar")
-    check_layer("linear_act", x, weight, bias)
-
-
 # Activations whose derivative PyTorch takes from what we save too; of the others it keeps p where y is enough.
-_AS_LEAN = frozenset(ACTIVATIONS) - {"leaky_relu", "elu", "softplus"}
+_EAGER_SAVES_SAME = frozenset(name for name, f in ACTIVATIONS.items() if f.saves == f.eager_saves)
+
+
+def eager(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Tensor:
+    """The layer by PyTorch's own ops."""
+    return ACTIVATIONS[activation].differentiable(F.linear(x, w, b))
+
 
 # ---------------------------------------------------------------- autograd
 
@@ -66,7 +58,7 @@ class _LinearActFunction(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, activation: str, backend: str) -> Tensor:
         saves = ACTIVATIONS[activation].saves
-        y, p = _ops.linear_act_fwd(x, w, b, activation, saves == "p", backend)
+        y, p = _ops.direct(_ops.linear_act_fwd, backend)(x, w, b, activation, saves == "p", backend)
         # b is kept for double backward alone; it is a parameter, so keeping it costs nothing
         ctx.save_for_backward(x, w, b, {"y": y, "p": p, None: None}[saves])
         ctx.activation, ctx.backend = activation, backend
@@ -77,30 +69,18 @@ class _LinearActFunction(torch.autograd.Function):
         x, w, b, saved = ctx.saved_tensors
         need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # create_graph=True: a gradient that can itself be differentiated
-            return *_differentiable_backward(ctx, grad_output, x, w, b), None, None
+            layer = partial(eager, activation=ctx.activation)
+            return *differentiable_gradients(layer, (x, w, b), ctx.needs_input_grad[:3], grad_output), None, None
         activation, backend = ctx.activation, ctx.backend
         dp, dx, dw, db = grad_output, None, None, None
         db_alone = need_db and not need_dw
         if saved is not None or db_alone:
-            dp, db = _ops.act_bwd(dp, saved, activation, db_alone, backend)
+            dp, db = _ops.direct(_ops.act_bwd, backend)(dp, saved, activation, db_alone, backend)
         if need_dx:
-            dx = _ops.linear_dgrad_act(dp, w, None, "identity", backend)
+            dx = _ops.direct(_ops.linear_dgrad_act, backend)(dp, w, None, "identity", backend)
         if need_dw:
-            dw, db = _ops.linear_wgrad(dp, x, need_db, None, backend)
+            dw, db = _ops.direct(_ops.linear_wgrad, backend)(dp, x, need_db, None, backend)
         return dx, dw, db if need_db else None, None, None
-
-
-def _differentiable_backward(ctx: Any, dy: Tensor, x: Tensor, w: Tensor, b: Tensor | None) -> tuple[Tensor | None, ...]:
-    """The same gradients, recomputed from PyTorch's differentiable ops."""
-    # Views, so that one tensor in two places (x is w, say) still gets a gradient for each place.
-    inputs = [None if t is None else t.view_as(t) for t in (x, w, b)]
-    y = torch.nn.functional.linear(*inputs)  # type: ignore[arg-type]
-    y = DIFFERENTIABLE[ctx.activation](y)
-    wanted = [t for t, need in zip(inputs, ctx.needs_input_grad, strict=False) if t is not None and need]
-    grads = iter(torch.autograd.grad(y, wanted, dy, create_graph=True))
-    return tuple(
-        next(grads) if t is not None and need else None for t, need in zip(inputs, ctx.needs_input_grad, strict=False)
-    )
 
 
 # ---------------------------------------------------------------- function
@@ -113,8 +93,8 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
         x: [..., in_features], any strides; fp32, fp16, bf16 or fp64.
         weight: [out_features, in_features], as in `torch.nn.Linear`; dtype and device of x.
         bias: [out_features] or None; dtype and device of x.
-        activation: identity, relu, leaky_relu (slope 0.01), elu, gelu (erf), gelu_tanh, silu, sigmoid, tanh, softplus,
-            or logit (the inverse of sigmoid, its argument clamped to [1e-6, 1 - 1e-6]).
+        activation: a name of `fastae_kernels.elementwise.ACTIVATIONS`: "relu", "gelu" (erf), "leaky_relu" (slope 0.01),
+            "logit" (the inverse of sigmoid, its argument clamped to [1e-6, 1 - 1e-6]) and so on.
 
     Returns [..., out_features] in x's dtype. fp16 and bf16 accumulate in fp32 and round once; fp32 follows
     `torch.get_float32_matmul_precision()`. Under `torch.autocast` the arguments are cast as those of `F.linear` are.
@@ -129,19 +109,23 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
     if has_torch_function_variadic(x, weight, bias):
         result: Tensor = handle_torch_function(linear_act, (x, weight, bias), x, weight, bias, activation)
         return result
-    require_tensors("linear_act", x=x, weight=weight, **({} if bias is None else {"bias": bias}))
-    if (dtype := autocast_dtype(x)) is not None:
-        x, weight = autocast(x, dtype), autocast(weight, dtype)
-        bias = None if bias is None else autocast(bias, dtype)
-    _check(x, weight, bias, activation)
-    if not kernels_take("linear_act", x, weight, bias):
-        all_dtensors("linear_act", weight=weight, x=x, bias=bias)
-        return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
-    backend = _backend.resolve(x, weight.shape[1], x.numel() * weight.shape[0])
-    if activation in _AS_LEAN and (backend == "torch" or (backend == "onednn" and x.dtype != torch.float32)):
+    (x, weight, bias), supported = admit("linear_act", ("x", "weight", "bias"), (x, weight, bias), ("bias",))
+    if activation not in ACTIVATIONS:
+        check_activation(activation, "linear_act: activation")
+    if x.dim() == 0:
+        raise ValueError("linear_act: x must be [..., in_features]; got a scalar")
+    check_layer("linear_act", x, weight, bias)
+    if not supported:
+        return eager(x, weight, bias, activation)
+    lean = activation in _EAGER_SAVES_SAME
+    backend = "torch" if lean and _backend.leaves_to_torch(x) else ""
+    backend = backend or _backend.resolve(x, weight.size(1), x.numel() * weight.size(0))
+    if lean and (backend == "torch" or (backend == "onednn" and x.dtype != torch.float32)):
         # The twins, which multiply the other types for oneDNN too, would do the same through a Function of Python
-        x = x if torch.compiler.is_compiling() else first_operand(x)
-        return DIFFERENTIABLE[activation](torch.nn.functional.linear(x, weight, bias))
+        if torch.compiler.is_compiling():
+            return eager(x, weight, bias, activation)
+        p, f = F.linear(first_operand(x), weight, bias), ACTIVATIONS[activation]
+        return f.differentiable(p) if f.in_place is None else f.in_place(p)
     rows = x if x.dim() == 2 else x.reshape(math.prod(x.shape[:-1]), x.shape[-1])
     # Inside Function.forward gradients are always off, and needs_input_grad ignores no_grad: decide here what is saved.
     if torch.is_grad_enabled() and (
@@ -149,7 +133,7 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
     ):
         y = _LinearActFunction.apply(rows, weight, bias, activation, backend)
     else:
-        y, _ = _ops.linear_act_fwd(rows, weight, bias, activation, False, backend)
+        y, _ = _ops.direct(_ops.linear_act_fwd, backend)(rows, weight, bias, activation, False, backend)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
 
 

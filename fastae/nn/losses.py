@@ -1,4 +1,4 @@
-"""Mean squared error whose gradient is computed in the same pass: `mse_loss` and `MSELoss`."""
+"""Losses whose gradient is computed in the same pass: `mse_loss` and `MSELoss`; which losses there are, by name."""
 
 from __future__ import annotations
 
@@ -6,21 +6,15 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from fastae_kernels.elementwise import MSE, LossKind
 from torch import Tensor, nn
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
+from fastae.likelihoods import PARTS, Likelihood, parsed
 from fastae.nn import backend as _backend
 from fastae.nn import library as _ops
-from fastae.nn.arguments import (
-    all_dtensors,
-    autocast,
-    autocast_dtype,
-    check_tensors,
-    kernels_take,
-    nearest,
-    refuse_torchscript,
-    require_tensors,
-)
+from fastae.nn.arguments import admit, autocast, autocast_dtype, nearest, refuse_torchscript, require_tensors, special
+from fastae.nn.recompute import differentiable_gradients
 
 REDUCTIONS = ("mean", "sum", "none")
 
@@ -35,44 +29,62 @@ def check_reduction(reduction: str, argument: str) -> str:
     return reduction
 
 
-def _check(input: Tensor, target: Tensor, reduction: str) -> None:
-    check_reduction(reduction, "mse_loss: reduction")
-    check_tensors("mse_loss", input=input, target=target)
-    if input.shape != target.shape:
-        raise ValueError(f"mse_loss: target must be {list(input.shape)} as input is; got {list(target.shape)}")
+def likelihood_of(given: str | Likelihood, argument: str) -> Likelihood:
+    """The part that a name ("huber", "huber:delta=2") or a part stands for.
+
+    Raises ValueError for a name that there is not, TypeError for anything else.
+    """
+    if isinstance(given, str):
+        name = given.partition(":")[0]
+        if name not in PARTS:
+            raise ValueError(f"{argument} must be one of {', '.join(PARTS)}; got {given!r}{nearest(name, PARTS)}")
+        return parsed(given)
+    if not isinstance(given, tuple(PARTS.values())):
+        raise TypeError(f"{argument} must be a name or a part of fastae.likelihoods; got {given!r}")
+    return given
+
+
+def kind_of(likelihood: Likelihood) -> LossKind:
+    """How the kernels know it."""
+    return LossKind(likelihood.name, likelihood.setting)
 
 
 # ---------------------------------------------------------------- autograd
 
 
-class _MSELossFunction(torch.autograd.Function):
+class _LossFunction(torch.autograd.Function):
     """On a kernel, which leaves its gradient."""
 
     @staticmethod
-    def forward(ctx: Any, input: Tensor, target: Tensor, reduction: str, backend: str) -> Tensor:
-        loss, dinput = _ops.mse(_rows(input), _rows(target), reduction, True, backend)
+    def forward(ctx: Any, input: Tensor, target: Tensor, kind: LossKind, reduction: str, backend: str) -> Tensor:
+        loss, dinput = _ops.loss(_rows(input), _rows(target), *kind, reduction, True, backend)
         ctx.save_for_backward(input, target, dinput)
-        ctx.denominator = input.numel() if reduction == "mean" else 1
+        ctx.kind, ctx.reduction = kind, reduction
         return loss
 
     @staticmethod
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, target, dinput = ctx.saved_tensors
-        if torch.is_grad_enabled():
-            grad = _differentiable(input, target, grad_output, ctx.denominator)
-        else:
-            grad = (dinput * grad_output).view(input.shape)
-        return *_of_both(ctx, grad), None, None
+        if torch.is_grad_enabled():  # create_graph=True
+            return *_again(ctx, input, target, grad_output), None, None, None
+        return *_of_both(ctx, (dinput * grad_output).view(input.shape)), None, None, None
 
 
-def _differentiable(input: Tensor, target: Tensor, grad_output: Tensor, denominator: int) -> Tensor:
-    """create_graph=True: a gradient that can itself be differentiated."""
-    return (input - target) * (2 / max(denominator, 1)) * grad_output
+def _again(ctx: Any, input: Tensor, target: Tensor, grad_output: Tensor) -> tuple[Tensor | None, ...]:
+    def loss(y: Tensor, t: Tensor) -> Tensor:
+        return eager_loss(y, t, ctx.kind, ctx.reduction)
+
+    return differentiable_gradients(loss, (input, target), ctx.needs_input_grad[:2], grad_output)
 
 
 def _of_both(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     need_input, need_target = ctx.needs_input_grad[:2]
     return grad if need_input else None, -grad if need_target else None
+
+
+def eager_loss(y: Tensor, t: Tensor, kind: LossKind, reduction: str) -> Tensor:
+    """The loss by PyTorch's own op."""
+    return kind.row.functional(y, t, kind.setting, reduction)
 
 
 # `F.mse_loss` in bf16 on a CPU passes over the data again and again: 1.05 times the time of these three passes at
@@ -91,6 +103,7 @@ class _DifferenceFunction(torch.autograd.Function):
         # Summed in fp32, then each row's root is rounded: of 64 rows alike a quarter of what rounding the loss costs,
         # where one row holds all the error twice that
         norms = torch.linalg.vector_norm(difference, dim=1).float()
+        ctx.kind, ctx.reduction = MSE, reduction
         ctx.denominator = input.numel() if reduction == "mean" else 1
         ctx.save_for_backward(input, target, difference)
         return torch.dot(norms, norms).div_(ctx.denominator).to(input.dtype)
@@ -99,9 +112,9 @@ class _DifferenceFunction(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
         input, target, difference = ctx.saved_tensors
         if torch.is_grad_enabled():
-            grad = _differentiable(input, target, grad_output, ctx.denominator)
-        else:  # a factor of no dimension multiplies in its own fp32 on a CPU, and the result has the difference's dtype
-            grad = (difference * (grad_output.float() * (2 / ctx.denominator))).view(input.shape)
+            return *_again(ctx, input, target, grad_output), None
+        # A factor of no dimension multiplies in its own fp32 on a CPU, and the result has the difference's dtype
+        grad = (difference * (grad_output.float() * (2 / ctx.denominator))).view(input.shape)
         return *_of_both(ctx, grad), None
 
 
@@ -141,27 +154,30 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     if has_torch_function_variadic(input, target):
         result: Tensor = handle_torch_function(mse_loss, (input, target), input, target, reduction)
         return result
-    require_tensors("mse_loss", input=input, target=target)
-    if autocast_dtype(input) is not None or autocast_dtype(target) is not None:
-        input, target = autocast(input, torch.float32), autocast(target, torch.float32)
-    if input.dtype != target.dtype:
-        dtype = torch.promote_types(input.dtype, target.dtype)
-        input, target = input.to(dtype), target.to(dtype)
-    _check(input, target, reduction)
-    if not kernels_take("mse_loss", input, target):
-        all_dtensors("mse_loss", input=input, target=target)
+    if special() or type(input) is not Tensor or type(target) is not Tensor or input.dtype is not target.dtype:
+        require_tensors("mse_loss", input=input, target=target)
+        if autocast_dtype(input) is not None or autocast_dtype(target) is not None:
+            with torch.autocast(input.device.type, enabled=False):
+                return mse_loss(autocast(input, torch.float32), autocast(target, torch.float32), reduction)
+        if input.dtype != target.dtype:
+            dtype = torch.promote_types(input.dtype, target.dtype)
+            input, target = input.to(dtype), target.to(dtype)
+    (input, target), supported = admit("mse_loss", ("input", "target"), (input, target))
+    if reduction not in REDUCTIONS:
+        check_reduction(reduction, "mse_loss: reduction")
+    if input.shape != target.shape:
+        raise ValueError(f"mse_loss: target must be {list(input.shape)} as input is; got {list(target.shape)}")
+    if not supported or reduction == "none":
         return F.mse_loss(input, target, reduction=reduction)
-    if reduction == "none":
-        return F.mse_loss(input, target, reduction="none")
-    backend = _backend.resolve(input)
+    backend = "torch" if _backend.leaves_losses_to_torch(input) else _backend.resolve(input)
     needs_grad = torch.is_grad_enabled() and (input.requires_grad or target.requires_grad)
     if backend in ("torch", "onednn"):  # nothing to fuse: the twin's passes would cost more than autograd's two
-        if needs_grad and _keeps_difference(input):
+        if input.dtype is torch.bfloat16 and needs_grad and _keeps_difference(input):
             return _DifferenceFunction.apply(input, target, reduction)
         return F.mse_loss(input, target, reduction=reduction)
     if needs_grad:
-        return _MSELossFunction.apply(input, target, reduction, backend)
-    loss, _ = _ops.mse(_rows(input), _rows(target), reduction, False, backend)
+        return _LossFunction.apply(input, target, MSE, reduction, backend)
+    loss, _ = _ops.loss(_rows(input), _rows(target), *MSE, reduction, False, backend)
     return loss
 
 

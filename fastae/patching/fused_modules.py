@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fastae_kernels.reference import DIFFERENTIABLE
+from fastae_kernels.elementwise import ACTIVATIONS
 from torch import Tensor, nn
 
 from fastae.nn.arguments import FLOATS
@@ -38,7 +38,7 @@ class PatchedLinear(LinearAct):
         if activation is None:
             return F.linear(x, self.weight, self.bias)
         if x.is_complex():  # which has no kernel
-            return DIFFERENTIABLE[activation](F.linear(x, self.weight, self.bias))
+            return ACTIVATIONS[activation].differentiable(F.linear(x, self.weight, self.bias))
         return linear_act(x, self.weight, self.bias, activation)
 
     def _get_name(self) -> str:

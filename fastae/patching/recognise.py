@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from fastae_kernels.reference import LEAKY_RELU_SLOPE
+from fastae_kernels.elementwise import ACTIVATIONS, LEAKY_RELU_SLOPE
 from torch import fx, nn
 
 # ---------------------------------------------------------------- modules
@@ -17,14 +17,10 @@ def _gelu(approximate: Any) -> str | None:
     return {"none": "gelu", "tanh": "gelu_tanh"}.get(approximate)
 
 
-_MODULES: dict[type, Callable[[Any], str | None]] = {
-    nn.ReLU: lambda m: "relu",
+_MODULES: dict[Any, Callable[[Any], str | None]] = {
     nn.LeakyReLU: lambda m: "leaky_relu" if m.negative_slope == LEAKY_RELU_SLOPE else None,
     nn.ELU: lambda m: "elu" if m.alpha == 1 else None,
     nn.GELU: lambda m: _gelu(m.approximate),
-    nn.SiLU: lambda m: "silu",
-    nn.Sigmoid: lambda m: "sigmoid",
-    nn.Tanh: lambda m: "tanh",
     nn.Softplus: lambda m: "softplus" if m.beta == 1 and m.threshold == 20 else None,
 }
 
@@ -43,10 +39,6 @@ def other_settings(module: nn.Module) -> bool:
 # ---------------------------------------------------------------- nodes of a graph
 
 
-def _relu(inplace: Any = False) -> str | None:
-    return "relu"
-
-
 def _leaky_relu(negative_slope: Any = 0.01, inplace: Any = False) -> str | None:
     return "leaky_relu" if negative_slope == LEAKY_RELU_SLOPE else None
 
@@ -55,38 +47,38 @@ def _elu(alpha: Any = 1.0, inplace: Any = False) -> str | None:
     return "elu" if alpha == 1 else None
 
 
-def _silu(inplace: Any = False) -> str | None:
-    return "silu"
-
-
 def _softplus(beta: Any = 1, threshold: Any = 20) -> str | None:
     return "softplus" if beta == 1 and threshold == 20 else None
 
 
 # callable -> its further arguments -> the activation's name
 _FUNCTIONS: dict[Any, Callable[..., str | None]] = {
-    F.relu: _relu,
-    F.relu_: _relu,
-    torch.relu: _relu,
-    torch.relu_: _relu,
     F.leaky_relu: _leaky_relu,
     F.leaky_relu_: _leaky_relu,
     F.elu: _elu,
     F.elu_: _elu,
     F.gelu: lambda approximate="none": _gelu(approximate),
-    F.silu: _silu,
-    torch.sigmoid: lambda: "sigmoid",
-    torch.tanh: lambda: "tanh",
     F.softplus: _softplus,
 }
-_METHODS: dict[str, Callable[..., str | None]] = {
-    "relu": _relu,
-    "relu_": _relu,
-    "sigmoid": lambda: "sigmoid",
-    "sigmoid_": lambda: "sigmoid",
-    "tanh": lambda: "tanh",
-    "tanh_": lambda: "tanh",
-}
+_METHODS: dict[Any, Callable[..., str | None]] = {}
+
+
+def _always(name: str) -> Callable[..., str | None]:
+    def found(inplace: Any = False) -> str | None:
+        return name
+
+    return found
+
+
+for _name, _activation in ACTIVATIONS.items():  # those without settings say themselves how PyTorch spells them
+    for _spelling in _activation.spellings:
+        if isinstance(_spelling, str):
+            _METHODS[_spelling] = _always(_name)
+        elif isinstance(_spelling, type):
+            _MODULES[_spelling] = lambda m, name=_name: name  # type: ignore[misc]
+        else:
+            _FUNCTIONS[_spelling] = _always(_name)
+
 # What may be called in a forward beside `torch.overrides`' list, which lacks these: they too look at their argument's
 # type, or call one of its methods.
 PASS_THROUGH = (

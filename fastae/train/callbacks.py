@@ -1,4 +1,4 @@
-"""What happens beside the training loop: `EarlyStopping` and `Checkpoint`."""
+"""Built-in callbacks: `EarlyStopping` and `Checkpoint`."""
 
 from __future__ import annotations
 

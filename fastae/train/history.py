@@ -6,6 +6,8 @@ import os
 from dataclasses import dataclass, field
 from typing import Any
 
+from fastae.train.plots import plot_losses
+
 
 @dataclass
 class History:
@@ -37,6 +39,4 @@ class History:
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the loss curves into the image file `path`. Raises ImportError without matplotlib (fastae[plots])."""
-        from fastae.train.plots import plot_losses
-
         plot_losses({"training": self.loss, "validation": self.val_loss}, path)

@@ -1,4 +1,4 @@
-"""A training run and those who follow it: `Run` and the base class `Callback`."""
+"""State of a training run, and the base class `Callback`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 
-from fastae.models.dense import DenseAutoencoder
 from fastae.train.history import History
 
 
@@ -35,7 +34,7 @@ class Callback:
 class Run:
     """A training run as callbacks see it; `state_dict` is all that a resume needs."""
 
-    model: DenseAutoencoder
+    model: Any  # a `fastae.train.fit.TrainableModel`
     optimizer: torch.optim.Optimizer
     generator: torch.Generator
     callbacks: Sequence[Callback]

@@ -23,7 +23,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from fastae_emulator.accuracy import Accuracy, check, check_all, compare
-    from fastae_emulator.driver import TARGETS, CompiledKernel, Executor, Launch, Recorder, on_target
+    from fastae_emulator.driver import TARGETS, on_target
+    from fastae_emulator.launches import CompiledKernel, Executor, Launch, Recorder
     from fastae_emulator.lint import lint_kernels
     from fastae_emulator.poison import poisoned
     from fastae_emulator.ptx import Counters, PtxError
@@ -31,7 +32,8 @@ if TYPE_CHECKING:
 
 _HOMES = {
     "accuracy": ("Accuracy", "check", "check_all", "compare"),
-    "driver": ("TARGETS", "CompiledKernel", "Executor", "Launch", "Recorder", "on_target"),
+    "driver": ("TARGETS", "on_target"),
+    "launches": ("CompiledKernel", "Executor", "Launch", "Recorder"),
     "lint": ("lint_kernels",),
     "poison": ("poisoned",),
     "ptx": ("Counters", "PtxError"),

@@ -87,7 +87,7 @@ EXEMPT: tuple[Exempt, ...] = (
     *(
         Exempt("wide stores", f"_{kernel}_kernel", _MFMA_STORES, ("gfx942",), _HALF)
         for kernel in (
-            "linear_act_fwd", "linear_dgrad_act", "linear_wgrad", "linear_act_mse", "decoder_mse", "stack_encode",
+            "linear_act_fwd", "linear_dgrad_act", "linear_wgrad", "linear_act_loss", "decoder_loss", "stack_encode",
         )
     ),
     *(
@@ -95,19 +95,19 @@ EXEMPT: tuple[Exempt, ...] = (
         for kernel, precisions in (("stack_score", (*_HALF, "tf32")), ("stack_encode", ("tf32",)))
     ),
     Exempt(
-        "sectors", "_sum_together_kernel",
+        "sectors", "_sum_partials_kernel",
         "weights and gradients of such widths begin their rows anywhere, and a thread reads one value at a time of the "
         "16 that it stores; what a request leaves of a sector the next one asks for",
         _NVIDIA, models=("tabular", "odd"),
     ),
     Exempt(
-        "wide stores", "_decoder_mse_kernel",
+        "wide stores", "_decoder_loss_kernel",
         "32 x 16 values are 8 bytes a thread for eight warps; four warps, or more values, spilled up to 280 registers",
         ("sm_90",), ("float32",),
     ),
-    Exempt("wide stores", "_decoder_mse_kernel", _MFMA_ROWS, ("gfx942",), ("tf32", "float32")),
+    Exempt("wide stores", "_decoder_loss_kernel", _MFMA_ROWS, ("gfx942",), ("tf32", "float32")),
     Exempt(
-        "wide loads", "_decoder_mse_kernel", "a tile of 16 x 64 values is 8 bytes a lane for 512 lanes",
+        "wide loads", "_decoder_loss_kernel", "a tile of 16 x 64 values is 8 bytes a lane for 512 lanes",
         ("gfx942",), ("tf32", "float32"), ("tabular",),
     ),
     *(
@@ -126,12 +126,12 @@ EXEMPT: tuple[Exempt, ...] = (
         for kernel in ("stack_score", "stack_encode")
     ),
     Exempt(
-        "asynchronous copies", "_decoder_mse_kernel",
+        "asynchronous copies", "_decoder_loss_kernel",
         "each tile of w feeds two products, of which tf32 needs one transposed: it goes through registers",
         _NVIDIA, ("tf32",),
     ),
     Exempt(
-        "asynchronous copies", "_decoder_mse_kernel",
+        "asynchronous copies", "_decoder_loss_kernel",
         "one stage: with two, Triton 3.7.1 leaves out the fence between the copies and tcgen05.mma",
         ("sm_100",), _HALF,
     ),

@@ -9,9 +9,11 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from fastae_kernels.reference import ACTIVATIONS
+from fastae_kernels.elementwise import ACTIVATIONS, LOSSES, LossKind
+from fastae_kernels.ops import Below, Criterion, Layer
 from torch import Tensor
 
+from fastae.nn.backend import ops
 from fastae.verify.inputs import FAR, VIEWS, Draw
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
@@ -33,6 +35,7 @@ class Op:
     activated: bool = True
     options: dict[str, tuple[Any, ...]] | None = None
     floor_of_x: bool = False  # hidden rows are rounded to x's dtype on the way to an fp32 result
+    lossy: bool = False  # whether it takes a loss: the cases are squared error's, and some of each other one
 
 
 @dataclass(frozen=True)
@@ -44,6 +47,7 @@ class Case:
     options: tuple[tuple[str, Any], ...] = ()
     views: tuple[tuple[str, str], ...] = ()  # argument -> one of VIEWS or FAR
     seed: int = 0
+    loss: str = "mse"
 
     def option(self, name: str) -> Any:
         return dict(self.options)[name]
@@ -53,6 +57,7 @@ class Case:
         words = [f"M={M} N={N} K={K}"]
         words += [f"{name}: {view}" for name, view in self.views if view != "contiguous"]
         words += [name if value is True else f"{name}={value}" for name, value in self.options if value]
+        words += [] if self.loss == "mse" else [self.loss]
         return ", ".join(words)
 
     def arguments(self, device: str) -> Arguments:
@@ -63,6 +68,12 @@ class Case:
             return (VIEWS | FAR)[chosen.get(name, "contiguous")](t)
 
         return OPS[self.op].build(self, Draw(self.seed, device, self.shape == (1, 1, 1)), view)
+
+
+def implementation(backend: str, op: str) -> Callable[..., Any]:
+    """An op on a backend."""
+    call: Callable[..., Any] = getattr(ops(backend), op)
+    return call
 
 
 def _if(condition: bool, t: Tensor | None) -> Tensor | None:
@@ -99,35 +110,41 @@ def _linear_wgrad(case: Case, draw: Draw, view: Views) -> Arguments:
     return view("dp", dp), view("x", x), case.option("db"), scale
 
 
-def _mse(case: Case, draw: Draw, view: Views) -> Arguments:
+def _kind(case: Case) -> LossKind:
+    """The loss of a case; huber with a delta that lies among the errors."""
+    return LossKind(case.loss, 0.75 if case.loss == "huber" else 0.0)
+
+
+def _loss(case: Case, draw: Draw, view: Views) -> Arguments:
     M, N, _ = case.shape
     input, target = draw.normal(M, N, dtype=case.dtype), -draw.normal(M, N, dtype=case.dtype)
-    return view("input", input), view("target", target), case.option("reduction"), case.option("dinput")
+    kind = _kind(case)
+    return view("input", input), view("target", target), kind, case.option("reduction"), case.option("dinput")
 
 
-def _row_weight(case: Case, draw: Draw, view: Views) -> Tensor | None:
-    row_weight = draw.uniform(case.shape[0], low=0, high=3, dtype=case.dtype)
-    return _viewed(view, "row_weight", _if(case.option("row_weight"), row_weight))
+def _criterion(case: Case, draw: Draw, view: Views) -> Criterion:
+    M, N, _ = case.shape
+    weights = draw.uniform(M, low=0, high=3, dtype=case.dtype)
+    row_weight = _viewed(view, "row_weight", _if(case.option("row_weight"), weights))
+    counted = torch.tensor(max(M - 2, 1), device=draw.device) if case.option("part") else None
+    features = max(N - 2, 1) if case.option("part") else None
+    return Criterion(_kind(case), case.option("reduction"), row_weight, features, counted)
 
 
-def _linear_act_mse(case: Case, draw: Draw, view: Views) -> Arguments:
+def _linear_act_loss(case: Case, draw: Draw, view: Views) -> Arguments:
     x, w, b = draw.layer(case.activation, *case.shape, case.dtype)
     target = -draw.normal(*case.shape[:2], dtype=case.dtype)
-    return (
-        view("x", x), view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), view("target", target),
-        case.activation, case.option("reduction"), _row_weight(case, draw, view), case.option("dp"), case.option("y"),
-    )  # fmt: skip
+    layer = Layer(view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), case.activation)
+    return view("x", x), layer, view("target", target), _criterion(case, draw, view), case.option("dp")
 
 
-def _decoder_mse(case: Case, draw: Draw, view: Views) -> Arguments:
+def _decoder_loss(case: Case, draw: Draw, view: Views) -> Arguments:
     M, N, K = case.shape
     x, w, b = draw.layer(case.activation, M, N, K, case.dtype)
     target, saved = -draw.normal(M, N, dtype=case.dtype), draw.saved(case.activation, M, K, case.dtype)
-    return (
-        view("x", x), view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), view("target", target),
-        case.activation, case.option("reduction"), _viewed(view, "saved", saved), case.activation,
-        _row_weight(case, draw, view),
-    )  # fmt: skip
+    layer = Layer(view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), case.activation)
+    below = Below(_viewed(view, "saved", saved), case.activation)
+    return view("x", x), layer, view("target", target), _criterion(case, draw, view), below
 
 
 def _stack(case: Case, draw: Draw, view: Views) -> Arguments:
@@ -145,7 +162,8 @@ def _stack(case: Case, draw: Draw, view: Views) -> Arguments:
             b = draw.normal(outside, dtype=case.dtype)
         weights.append(view("weights", w.to(case.dtype)))
         biases.append(_viewed(view, "biases", _if(case.option("bias") or name == "logit", b)))
-    return view("x", draw.normal(M, K, dtype=case.dtype)), weights, biases, names
+    x = view("x", draw.normal(M, K, dtype=case.dtype))
+    return (x, weights, biases, names) if case.op == "stack_encode" else (x, weights, biases, names, _kind(case))
 
 
 _EITHER = (True, False)
@@ -154,20 +172,22 @@ OPS: dict[str, Op] = {
     "act_bwd": Op(_act_bwd, ("dy", "saved"), options={"db": _EITHER}),
     "linear_dgrad_act": Op(_linear_dgrad_act, ("dp", "w", "saved")),
     "linear_wgrad": Op(_linear_wgrad, ("dp", "x"), False, {"db": _EITHER, "scale": _EITHER}),
-    "mse": Op(_mse, ("input", "target"), False, {"reduction": REDUCTIONS[:2], "dinput": _EITHER}),
-    "linear_act_mse": Op(
-        _linear_act_mse, ("x", "w", "b", "target", "row_weight"),
-        options={"reduction": REDUCTIONS, "row_weight": _EITHER, "dp": _EITHER, "y": (False, True), "bias": _EITHER},
+    "loss": Op(_loss, ("input", "target"), False, {"reduction": REDUCTIONS[:2], "dinput": _EITHER}, lossy=True),
+    "linear_act_loss": Op(
+        _linear_act_loss, ("x", "w", "b", "target", "row_weight"),
+        options={"reduction": REDUCTIONS, "row_weight": _EITHER, "dp": _EITHER, "part": (False, True), "bias": _EITHER},
+        lossy=True,
     ),
-    "decoder_mse": Op(
-        _decoder_mse, ("x", "w", "b", "target", "saved", "row_weight"),
-        options={"reduction": REDUCTIONS, "row_weight": _EITHER, "bias": _EITHER},
+    "decoder_loss": Op(
+        _decoder_loss, ("x", "w", "b", "target", "saved", "row_weight"),
+        options={"reduction": REDUCTIONS, "row_weight": _EITHER, "part": (False, True), "bias": _EITHER},
+        lossy=True,
     ),
-    "stack_score": Op(_stack, ("x", "weights", "biases"), options={"bias": _EITHER}, floor_of_x=True),
+    "stack_score": Op(_stack, ("x", "weights", "biases"), options={"bias": _EITHER}, floor_of_x=True, lossy=True),
     "stack_encode": Op(_stack, ("x", "weights", "biases"), options={"bias": _EITHER}, floor_of_x=True),
 }  # fmt: skip
 _FLAT = ("b", "biases", "row_weight")  # 1-D: their views are those that one axis can have
-_LONG = {"linear_act_fwd": (9, 9, 20000), "linear_act_mse": (9, 9, 20000), "linear_dgrad_act": (9, 20000, 9)}
+_LONG = {"linear_act_fwd": (9, 9, 20000), "linear_act_loss": (9, 9, 20000), "linear_dgrad_act": (9, 20000, 9)}
 _FLAT_VIEWS = ("unaligned", "strided", "expanded")
 
 
@@ -204,6 +224,9 @@ def grid(name: str, quick: bool) -> Iterator[Case]:
             yield Case(name, next(dtypes), (35, 37, 33), _some(op), next(combinations), ((argument, view),))
     for shape in EMPTY_SHAPES:
         yield Case(name, torch.float32, shape, _some(op, "sigmoid"), next(combinations))
+    for loss, dtype in itertools.product([k for k in LOSSES if k != "mse"] if op.lossy else [], DTYPES):
+        for shape, activation in ((SHAPES[2], "relu"), ((35, 37, 33), "gelu")):
+            yield Case(name, dtype, shape, _some(op, activation), next(combinations), loss=loss)
     yield from _special(name)
 
 
@@ -222,7 +245,7 @@ def _special(name: str) -> Iterator[Case]:
     if name == "linear_wgrad":
         for M, combination in itertools.product((1025, 1300), _combinations(op)):
             yield Case(name, torch.float16, (M, 5, 3), "identity", combination)
-    if name in ("decoder_mse", "stack_score", "stack_encode"):
+    if name in ("decoder_loss", "stack_score", "stack_encode"):
         width = (3, 256, 5) if name.startswith("stack") else (3, 5, 256)
         yield Case(name, torch.bfloat16, width, "relu", _combinations(op)[0])
 

@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from importlib.metadata import PackageNotFoundError, version
 from importlib.util import find_spec
@@ -25,12 +25,14 @@ from pathlib import Path
 from typing import IO, Any
 
 from fastae_emulator import resources
+from fastae_emulator.driver import TARGETS
 from rich.console import Console
 
 from fastae.analysis.machine import processor
 from fastae.data.writers import check_writable, write_atomically
-from fastae.verify.findings import PARTS, Finding, announced, parse
+from fastae.verify.findings import PARTS, Finding, Outcome, announced, parse
 from fastae.verify.report import print_report
+from fastae.verify.workers import one_of
 
 MODULES = {"numerics": "numerics", "compile": "compilation", "execute": "execution", "traffic": "traffic"}
 BY_TARGET = ("compile", "execute", "traffic")  # parts with a process for each target
@@ -48,24 +50,6 @@ class Options:
     targets: tuple[str, ...] = ()  # all, if empty
     only: str | None = None
     device: str = "cpu"
-
-
-@dataclass
-class Outcome:
-    """What became of one part."""
-
-    part: str
-    findings: list[Finding] = field(default_factory=list)
-    seconds: float = 0.0
-    problem: str = ""  # why it did not finish
-
-    @property
-    def failed(self) -> int:
-        return sum(not f.ok for f in self.findings)
-
-    @property
-    def ok(self) -> bool:
-        return not self.problem and not self.failed and bool(self.findings)
 
 
 def check_options(options: Options) -> None:
@@ -93,8 +77,6 @@ def check_options(options: Options) -> None:
 
 def targets_of(part: str) -> list[str]:
     """The machine that executes code knows that of NVIDIA's GPUs."""
-    from fastae_emulator.driver import TARGETS
-
     return [name for name in TARGETS if part == "compile" or name.startswith("sm_")]
 
 
@@ -116,8 +98,6 @@ def verify(options: Options, json_file: Path | None, show_all: bool) -> int:
 
 def run_parts(options: Options) -> list[Outcome]:
     """Every part in child processes, two at a time; sanitizers too on a GPU that has them."""
-    from fastae.verify.workers import one_of
-
     running: list[subprocess.Popen[str]] = []
     jobs = []
     for part in sorted(options.parts, key=ORDER.index):

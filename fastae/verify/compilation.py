@@ -16,9 +16,10 @@ from pathlib import Path
 import fastae_kernels.jit
 import torch
 from fastae_emulator.accesses import Access, accesses
-from fastae_emulator.driver import TARGETS, Launch, Recorder, on_target, read_together
+from fastae_emulator.driver import TARGETS, on_target
+from fastae_emulator.launches import Launch, Recorder, read_together
 from fastae_emulator.resources import Resources
-from fastae_kernels.jit import tiles
+from fastae_kernels.jit.launch import aligned as rows_aligned
 
 from fastae.verify import budgets
 from fastae.verify.findings import Finding, announce, emit, named
@@ -43,7 +44,7 @@ class Compiled:
     def aligned(self) -> bool:
         """Whether the rows of all matrices are multiples of 16 bytes."""
         matrices = [t for t in self.launch.tensors.values() if t.dim() == 2]
-        return all(tiles.aligned(t) for t in matrices)
+        return all(rows_aligned(t) for t in matrices)
 
     @property
     def resources(self) -> Resources:

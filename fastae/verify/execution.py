@@ -14,14 +14,15 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from fastae_emulator.accuracy import FLOOR, Accuracy, compare
-from fastae_emulator.driver import Executor, on_target
+from fastae_emulator.driver import on_target
+from fastae_emulator.launches import Executor
 from fastae_emulator.poison import poisoned
-from fastae_kernels.reference import ACTIVATIONS
+from fastae_kernels.elementwise import ACTIVATIONS, LOSSES
+from fastae_kernels.ops import Layer
 from torch import Tensor
 
 from fastae.models.dense import DenseAutoencoder
-from fastae.nn import backend as _backend
-from fastae.verify.cases import OPS, Case
+from fastae.verify.cases import OPS, Case, implementation
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.inputs import EAGER, Draw
 from fastae.verify.models import PRECISIONS, Precision, build, training_step, triton_in
@@ -50,13 +51,18 @@ def cases(target: str, quick: bool, seed: int) -> Iterator[tuple[str, Case]]:
             if quick and (number + turn) % len(chosen):
                 continue
             for place, precision in enumerate(PRECISIONS):
-                rare = precision in ("float16", "tf32") or name in ("act_bwd", "mse")
+                rare = precision in ("float16", "tf32") or name in ("act_bwd", "loss")
                 turns = number + place if name != "stack_encode" else number
                 if (rare or name == "stack_encode") and ((quick and rare) or turns % 3 != turn):
                     continue
                 shape = SHAPES[(number + place) % 2 if not quick else 0]
                 dtype = PRECISIONS[precision].dtype
                 yield precision, Case(name, dtype, shape, activation, next(everything), (), seed + number)
+        for number, loss in enumerate(k for k in LOSSES if op.lossy and k != "mse"):
+            if not quick or (number + turn) % 2:
+                for precision in ("bfloat16", "float32"):
+                    dtype = PRECISIONS[precision].dtype
+                    yield precision, Case(name, dtype, SHAPES[0], "relu", next(everything), (), seed + number, loss)
         if not quick:
             shape = SHAPES[turn % 2]
             yield "float64", Case(name, torch.float64, shape, "gelu" if op.activated else "identity", combinations[0])
@@ -64,9 +70,9 @@ def cases(target: str, quick: bool, seed: int) -> Iterator[tuple[str, Case]]:
 
 def measure(case: Case, precision: str, target: str) -> Accuracy:
     """Compile and execute a case on poisoned memory; compare with PyTorch in the same dtype and in fp64."""
-    launcher, twin = (_backend.op(backend, case.op) for backend in ("triton", "torch"))
+    launcher, twin = (implementation(backend, case.op) for backend in ("triton", "torch"))
     arguments = case.arguments("cpu")
-    tf32 = precision == "tf32" and case.op not in ("act_bwd", "mse")  # which multiply no matrices
+    tf32 = precision == "tf32" and case.op not in ("act_bwd", "loss")  # which multiply no matrices
     same = twin(*(_operands_tf32(arguments) if tf32 else arguments))
     truth = twin(*[_double(a) for a in arguments])
 
@@ -103,6 +109,8 @@ def _compared(
 
 
 def _double(argument: Any) -> Any:
+    if isinstance(argument, tuple):  # a Layer, a Criterion
+        return type(argument)(*map(_double, argument))
     if isinstance(argument, list):
         return [_double(a) for a in argument]
     return argument.double() if isinstance(argument, Tensor) else argument
@@ -151,8 +159,12 @@ def _operands_tf32(arguments: Sequence[Any]) -> list[Any]:
     def read(t: Tensor) -> Tensor:
         return (t.contiguous().view(torch.int32) & ~0x1FFF).view(torch.float32)
 
-    multiplied = [[read(t) for t in a] if isinstance(a, list) else read(a) for a in arguments[:2]]
-    return [*multiplied, *arguments[2:]]
+    def multiplied(a: Any) -> Any:
+        if isinstance(a, Layer):
+            return a._replace(w=read(a.w))
+        return [read(t) for t in a] if isinstance(a, list) else read(a)
+
+    return [*map(multiplied, arguments[:2]), *arguments[2:]]
 
 
 def _linear_tf32(x: Tensor, w: Tensor, b: Tensor) -> Tensor:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import sys
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 
 PARTS = ("numerics", "compile", "execute", "traffic")
 
@@ -58,10 +58,28 @@ def announced(line: str) -> tuple[str, str] | None:
 
 
 def named(name: str, only: str | None) -> bool:
-    """Whether `--only` chooses this one; `_mse_kernel` and `mse` are the same name."""
+    """Whether `--only` chooses this one; `_loss_kernel` and `loss` are the same name."""
     return only is None or plain(name) == plain(only)
 
 
 def plain(name: str) -> str:
     """A kernel's name as its launcher has it."""
     return name.strip("_").removesuffix("_kernel")
+
+
+@dataclass
+class Outcome:
+    """What became of one part."""
+
+    part: str
+    findings: list[Finding] = field(default_factory=list)
+    seconds: float = 0.0
+    problem: str = ""  # why it did not finish
+
+    @property
+    def failed(self) -> int:
+        return sum(not f.ok for f in self.findings)
+
+    @property
+    def ok(self) -> bool:
+        return not self.problem and not self.failed and bool(self.findings)

@@ -8,7 +8,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 from fastae_emulator import poison
-from fastae_kernels.reference import ACTIVATIONS as TABLE
+from fastae_kernels.elementwise import ACTIVATIONS as TABLE
 from torch import Tensor
 
 # The activations as a user writes them in PyTorch; independent of fastae_kernels.

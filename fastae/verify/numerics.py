@@ -15,9 +15,8 @@ from fastae_emulator.accuracy import FLOOR, Accuracy, compare
 from fastae_emulator.poison import poisoned
 from torch import Tensor
 
-from fastae.nn import backend as _backend
 from fastae.verify import source
-from fastae.verify.cases import OPS, Case, drawn, grid
+from fastae.verify.cases import OPS, Case, drawn, grid, implementation
 from fastae.verify.findings import Finding, announce, emit, named
 
 FRESH = {True: 6, False: 60}  # cases drawn for each op, quick or not
@@ -27,6 +26,8 @@ REPEATS = 3
 def _map(function: Callable[[Tensor], Tensor], argument: Any) -> Any:
     if isinstance(argument, Tensor):
         return function(argument)
+    if isinstance(argument, tuple):  # a Layer, a Criterion
+        return type(argument)(*(_map(function, a) for a in argument))
     return [_map(function, a) for a in argument] if isinstance(argument, list) else argument
 
 
@@ -36,7 +37,7 @@ def _tensors(value: Any) -> list[Tensor | None]:
 
 def measure(case: Case, device: str = "cpu") -> Accuracy:
     """Run a case on poisoned memory and compare it with its twin, in the same dtype and in fp64."""
-    launcher, twin = (_backend.op(backend, case.op) for backend in ("triton", "torch"))
+    launcher, twin = (implementation(backend, case.op) for backend in ("triton", "torch"))
     arguments = case.arguments(device)
     before = [_map(torch.clone, a) for a in arguments]
     same = _tensors(twin(*arguments))
@@ -75,7 +76,7 @@ def _changed(before: Sequence[Any], after: Sequence[Any]) -> str:
 
 
 def _flat(value: Any) -> Iterator[Any]:
-    if isinstance(value, list):
+    if isinstance(value, list | tuple):
         for item in value:
             yield from _flat(item)
     else:
@@ -120,7 +121,7 @@ def run(quick: bool, seed: int, only: str | None = None, device: str = "cpu") ->
 
 def _on_the_gpu(case: Case, device: str, again: str, capture: bool) -> None:
     """The same bits every time, and the same ones from a captured graph."""
-    launcher, arguments = _backend.op("triton", case.op), case.arguments(device)
+    launcher, arguments = implementation("triton", case.op), case.arguments(device)
 
     def bits() -> list[Tensor]:
         return [_bits(t) for t in _tensors(launcher(*arguments)) if t is not None]

@@ -3,16 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from fastae.verify.findings import Finding
-
-if TYPE_CHECKING:
-    from fastae.verify.command import Outcome
+from fastae.verify.findings import Finding, Outcome
 
 SHOWN = 40  # failures printed in full; --json has them all
 COLUMNS = ("part", "op", "dtype", "shape", "activation", "target", "figure", "limit", "verdict")

@@ -12,21 +12,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
-from fastae_emulator.driver import Executor, Launch, on_target
+from fastae_emulator.driver import on_target
+from fastae_emulator.launches import Executor, Launch
 from fastae_emulator.ptx import Counters
 from torch import Tensor
 
-from fastae.analysis.cost import distinct_bytes
+from fastae.analysis.cost import OpCounter, distinct_bytes
 from fastae.engine.train_step import TrainStep
 from fastae.verify import budgets
-from fastae.verify.eager import Ran, eager_step, fewest_bytes
+from fastae.verify.eager import eager_step, fewest_bytes
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.models import MODELS, PRECISIONS, Model, build, training_step, triton_in
 from fastae.verify.workers import in_children, one_of, options
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
 BLOCKS = 3  # executed of each launch: the first, which may have more to do than others, one in the middle, the last
-SUMS = "_sum_together_kernel"
+SUMS = "_sum_partials_kernel"
 LEDGER = ("mnist", 8192, "bfloat16")  # the step that is held to a share of eager's bytes
 
 
@@ -69,7 +70,7 @@ def moved(launch: Launch, counters: Counters) -> Moved:
 
 def training_traffic(
     model: Model, batch: int, precision: str, target: str
-) -> tuple[list[Moved], Ran, Tensor, TrainStep]:
+) -> tuple[list[Moved], OpCounter, Tensor, TrainStep]:
     """The launches of a step, the optimizer's ops, and what it ran on."""
     kind = PRECISIONS[precision]
     torch.manual_seed(0)
@@ -78,9 +79,9 @@ def training_traffic(
     executor = Executor(count=True, sample=sample)
     with triton_in(kind), on_target(target, executor):
         step = training_step(network, batch)
-        step(x)
-    with Ran() as optimizer:
-        step._apply()  # not the first, which makes the optimizer's state
+        loss = step(x)
+    with OpCounter() as optimizer:
+        step.apply(loss, batch)  # not the first, which makes the optimizer's state
     launches = [moved(launch, counters) for launch, counters in zip(executor.launches, executor.counters, strict=True)]
     return launches, optimizer, x, step
 
@@ -129,18 +130,19 @@ def _launch_finding(found: Moved, where: str, precision: str, target: str) -> Fi
 
 
 def _ledger(
-    launches: list[Moved], optimizer: Ran, x: Tensor, step: TrainStep, key: tuple[str, int, str], target: str
+    launches: list[Moved], optimizer: OpCounter, x: Tensor, step: TrainStep, key: tuple[str, int, str], target: str
 ) -> list[Finding]:
     """Launches and bytes of a step beside eager PyTorch's, and beside the fewest possible."""
     name, batch, precision = key
     network = step.model
+    network = step.model
     ran = eager_step(network, x)
     layers = len(network.encoder) + len(network.decoder)
-    decoder = any(found.launch.name == "_decoder_mse_kernel" for found in launches)
-    padded = step._layers.plan.features is not None
+    decoder = any(found.launch.name == "_decoder_loss_kernel" for found in launches)
+    padded = step.static.parameters.padded
     most, own = 3 * layers - decoder + padded, len(launches)
-    updates = sum(optimizer.launches.values())
-    total, eager = sum(found.read + found.written for found in launches), ran.bytes_moved
+    updates = len(optimizer.kernels)
+    total, eager = sum(found.read + found.written for found in launches), sum(kernel.bytes for kernel in ran.kernels)
     share = total / max(eager, 1)
     held = key == LEDGER
 
@@ -150,7 +152,7 @@ def _ledger(
     sampled = ", from a sample of blocks" if any(found.sampled for found in launches) else ""
     return [
         row(
-            "launches of a step", f"{own}; eager {sum(ran.launches.values())}",
+            "launches of a step", f"{own}; eager {len(ran.kernels)}",
             f"{most}", own <= most, "one of them fills the weights up to rows of 32 bytes" if padded else "",
         ),
         row(

@@ -1,3 +1,3 @@
-"""Compiled Triton kernels on a CPU: their PTX executed and checked, their resources read, their memory poisoned.
+"""Emulator of compiled Triton kernels on a CPU: executes and checks PTX, reads resources, poisons memory.
 
-Knows nothing of fastae: use it on kernels of your own."""
+Independent of fastae: use it on kernels of your own."""

@@ -1,4 +1,4 @@
-"""The accesses to global memory in a compiled kernel, each with the source line that it comes from."""
+"""Accesses to global memory in a compiled kernel, each with its source line."""
 
 from __future__ import annotations
 
@@ -25,12 +25,12 @@ class Access:
     width: int  # bytes that a thread moves at once; 0 for a tensor copy, where no thread does
     looped: bool
     pointer: str  # the source's name of what is loaded or stored; "" where the line does not say
-    operand: bool  # whether it is handed to tl.dot
+    operand: bool  # of tl.dot
     where: str  # "tile_ops.py:70"
 
 
 def accesses(assembly: str, roots: Sequence[Path] = ()) -> list[Access]:
-    """Of PTX or amdgcn text with line numbers. A dot's operand is a load that the source hands to `operand`.
+    """List the accesses of PTX or amdgcn text with line numbers. A dot's operand is a load inside `operand(...)`.
 
     roots: folders with the source of kernels that were compiled in another checkout, by file name.
     """
@@ -55,9 +55,11 @@ def accesses(assembly: str, roots: Sequence[Path] = ()) -> list[Access]:
 
 
 def _source(path: str, roots: Sequence[Path]) -> str:
-    """Triton keeps compiled kernels by their text and lines, not by their folder: another checkout, now gone, may have
-    left this one, and its file is the one of the same name in `roots`. Without the source no budget of operands would
-    hold anything."""
+    """Find a source file, if need be by its name in `roots`.
+
+    Triton keeps compiled kernels by their text and lines, not by their folder: another checkout, now gone, may have
+    left this one. Without the source no budget of operands would hold anything.
+    """
     here = [root / Path(path).name for root in roots]
     found = next((str(file) for file in (Path(path), *here) if file.exists()), None)
     if found is None:
@@ -66,7 +68,7 @@ def _source(path: str, roots: Sequence[Path]) -> str:
 
 
 def _loops(lines: list[str]) -> Iterator[tuple[int, int]]:
-    """First and last line of each: a branch back to a label."""
+    """First and last line of each loop: a branch back to a label."""
     labels: dict[str, int] = {}
     for number, text in enumerate(lines):
         label = _LABEL.match(text)

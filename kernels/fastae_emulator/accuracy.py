@@ -11,7 +11,7 @@ from torch import Tensor
 # Four units in the last place: where PyTorch happens to be exact (one-term sums, powers of two) an equally good kernel
 # still rounds the product, the bias, the activation and the store once each, at most eps / 2 apiece relative to the
 # largest value: 2 eps. Twice that for PyTorch's own roundings, as the rule of two has it.
-# In fp64 PyTorch is its own truth and so always exact: nothing on the other side tells how hard the numbers are. Sums
+# In fp64 PyTorch is its own truth and so always exact: its error does not show how hard the numbers are. Sums
 # of up to 2049 terms in another order differ by some sqrt(2049) eps / 2 = 23 eps on either side, and a derivative from
 # a saturated y loses a digit more: 64 eps. It exists for gradient checks, which ask for 1e-5.
 FLOOR = {dtype: 4 * torch.finfo(dtype).eps for dtype in (torch.float32, torch.float16, torch.bfloat16)}
@@ -20,7 +20,7 @@ FLOOR[torch.float64] = 64 * torch.finfo(torch.float64).eps
 
 @dataclass(frozen=True)
 class Accuracy:
-    """How near a result came to the truth: the error that comes closest to its limit, of the two that are looked at."""
+    """Error of a result and its limit: of the two norms, the one that comes closer to its limit."""
 
     figure: float
     limit: float
@@ -41,7 +41,7 @@ def errors(result: Tensor, truth: Tensor) -> tuple[float, float]:
 
 
 def compare(result: Tensor, same_dtype: Tensor, truth: Tensor, floor: float | None = None) -> Accuracy:
-    """The three-way rule as figures; `check` says what the tensors are."""
+    """Apply the three-way rule (see `check`) and return the figures."""
     for problem in _mismatches(result, same_dtype, truth):
         return Accuracy(float("inf"), 0.0, problem)
     floor = FLOOR[result.dtype] if floor is None else floor
@@ -71,16 +71,16 @@ def _mismatches(result: Tensor, same_dtype: Tensor, truth: Tensor) -> Iterable[s
 
 
 def _odd_places(t: Tensor) -> Tensor:
-    """0 where finite; 1, 2, 3 for NaN, inf, -inf."""
+    """Classify elements: 0 where finite; 1, 2, 3 for NaN, inf, -inf."""
     return t.isnan() * 1 + t.isposinf() * 2 + t.isneginf() * 3
 
 
 def check(result: Tensor, same_dtype: Tensor, truth: Tensor, floor: float | None = None) -> None:
-    """Hold a kernel's result to the three-way rule.
+    """Check a kernel's result by the three-way rule.
 
-    `same_dtype` is what PyTorch makes of the same inputs in their own dtype, `truth` what it makes of them in fp64. The
+    `same_dtype` is PyTorch's result from the same inputs in their own dtype, `truth` its result in fp64. The
     error of the result, in the Frobenius norm and at its largest, may be at most twice that of `same_dtype` plus a
-    floor (four units in the last place; `floor` sets another). NaN and inf must stand where PyTorch has them.
+    floor (four units in the last place; `floor` sets another). NaN and inf must be where PyTorch has them.
     Raises AssertionError.
     """
     problem = compare(result, same_dtype, truth, floor).problem
@@ -90,7 +90,7 @@ def check(result: Tensor, same_dtype: Tensor, truth: Tensor, floor: float | None
 
 def check_all(results: Iterable[Tensor | None], same_dtype: Iterable[Tensor | None], truths: Iterable[Tensor | None],
               floor: float | None = None) -> None:  # fmt: skip
-    """`check` on each of several; None must stand where PyTorch has None."""
+    """Check each of several results; None must be where PyTorch has None."""
     for number, (result, same, truth) in enumerate(zip(results, same_dtype, truths, strict=True)):
         if result is None or same is None or truth is None:
             if result is not same:

@@ -1,8 +1,8 @@
-"""A Triton driver for GPUs that are not there.
+"""Triton driver for GPUs that are not there.
 
 Inside `on_target("sm_90", hook)` an ordinary `kernel[grid](cpu_tensors, ...)` goes through Triton's own specialisation
-and compiler for that GPU; instead of being launched, it is handed to the hook. `Recorder` keeps it, `Executor` also
-runs its PTX on this CPU.
+and compiler for that GPU; instead of being launched, it is handed to the hook. `Recorder` keeps it, `Executor` runs its
+PTX on this CPU.
 """
 
 from __future__ import annotations
@@ -10,17 +10,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field
-from functools import cached_property
-from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
-from torch import Tensor
 
-from fastae_emulator.ptx import Code, Counters, GlobalMemory, assemble, launch
-from fastae_emulator.resources import Resources, of_cubins, parse_amdgcn
+from fastae_emulator.launches import Argument, CompiledKernel, Hook, Launch
 
 try:
     import triton
@@ -39,158 +33,10 @@ TARGETS: dict[str, tuple[GPUTarget, int]] = {
 }
 
 
-class CompiledKernel:
-    """What the compiler made of one specialisation of a kernel."""
-
-    def __init__(self, name: str, target: str, binary: bytes, shared_bytes: int, files: dict[str, str]) -> None:
-        self.name, self.target, self.binary, self.shared_bytes = name, target, binary, shared_bytes
-        self._files = {Path(file).suffix[1:]: Path(path) for file, path in files.items()}
-
-    def text(self, stage: str) -> str:
-        """A stage of the compilation: ttir, ttgir, llir, ptx or amdgcn."""
-        return self._files[stage].read_text()
-
-    @cached_property
-    def code(self) -> Code:
-        """The PTX, decoded for the machine."""
-        if "ptx" not in self._files:
-            raise ValueError(f"{self.name}: {self.target} has no PTX; only kernels for NVIDIA GPUs can be executed")
-        return assemble(self.text("ptx"))
-
-    @cached_property
-    def resources(self) -> Resources:
-        """Registers, spills and instructions of the machine code; read when first asked for."""
-        if "ptx" in self._files:
-            return of_cubins(self.target, [(self.binary, self.shared_bytes)])[0]
-        return parse_amdgcn(self.text("amdgcn"), self.shared_bytes)
-
-
-def read_together(kernels: Sequence[CompiledKernel]) -> None:
-    """Read the resources of kernels for one of NVIDIA's GPUs at once: a disassembler started for each takes longer."""
-    found = of_cubins(kernels[0].target, [(kernel.binary, kernel.shared_bytes) for kernel in kernels])
-    for kernel, resources in zip(kernels, found, strict=True):
-        kernel.resources = resources
-
-
-@dataclass(frozen=True)
-class Argument:
-    """`kind` is Triton's type: "*bf16" for a tensor, "i32", "fp32", or "constexpr"."""
-
-    name: str
-    index: int
-    kind: str
-    value: Any
-
-    @property
-    def tensor(self) -> Tensor | None:
-        return self.value if self.kind.startswith("*") and isinstance(self.value, Tensor) else None
-
-
-@dataclass(frozen=True)
-class Launch:
-    """One launch of a kernel, as it would have reached a GPU."""
-
-    kernel: CompiledKernel
-    grid: tuple[int, int, int]
-    arguments: tuple[Argument, ...]
-    num_warps: int
-    shared_bytes: int
-    scratch_bytes: int = 0  # of global memory, for each block
-
-    @property
-    def name(self) -> str:
-        return self.kernel.name
-
-    @property
-    def blocks(self) -> int:
-        return self.grid[0] * self.grid[1] * self.grid[2]
-
-    @property
-    def constants(self) -> dict[str, Any]:
-        return {argument.name: argument.value for argument in self.arguments if argument.kind == "constexpr"}
-
-    @property
-    def tensors(self) -> dict[str, Tensor]:
-        return {argument.name: argument.tensor for argument in self.arguments if argument.tensor is not None}
-
-
-Hook = Callable[[Launch], None]
-
-
-class Recorder:
-    """Compiles and keeps the launches; nothing is computed, outputs hold what they held."""
-
-    def __init__(self) -> None:
-        self.launches: list[Launch] = []
-
-    def __call__(self, launch: Launch) -> None:
-        self.launches.append(launch)
-
-
-@dataclass
-class Executor:
-    """Executes each launch on its tensors: all blocks, or those that `sample` names. `count` counts accesses."""
-
-    count: bool = False
-    sample: Callable[[Launch], Sequence[int] | None] | None = None
-    launches: list[Launch] = field(default_factory=list)
-    counters: list[Counters] = field(default_factory=list)  # one for each launch
-
-    def __call__(self, launch: Launch) -> None:
-        self.counters.append(execute(launch, None if self.sample is None else self.sample(launch), self.count))
-        self.launches.append(launch)
-
-
-def execute(to_run: Launch, blocks: Sequence[int] | None = None, count: bool = False) -> Counters:
-    """Run a launch on the CPU, in place on its tensors; `blocks` are linear block numbers, None being all."""
-    memory = GlobalMemory()
-    places = _place_tensors(to_run, memory)
-    values: list[int | float] = []
-    for argument in to_run.arguments:
-        if argument.kind == "constexpr":
-            continue
-        if argument.kind.startswith("*"):
-            values.append(places[argument.index])
-        elif argument.kind.startswith(("i", "u", "fp", "bf")):
-            values.append(argument.value)
-        else:
-            raise NotImplementedError(f"{to_run.name}: argument {argument.name} is a {argument.kind}, not implemented")
-    scratch = to_run.scratch_bytes * to_run.blocks
-    if scratch:
-        values.append(memory.add("the scratch buffer", np.zeros(scratch, np.uint8)))
-    return launch(to_run.kernel.code, to_run.grid, memory, values, to_run.shared_bytes, blocks, count)
-
-
-def _place_tensors(to_run: Launch, memory: GlobalMemory) -> dict[int, int]:
-    """Addresses by argument index. Tensors of one storage share an allocation; only their elements may be touched."""
-    sharing: dict[int, list[Argument]] = {}
-    places: dict[int, int] = {}
-    for argument in to_run.arguments:
-        if argument.kind.startswith("*"):
-            if argument.tensor is None:
-                raise NotImplementedError(f"{to_run.name}: {argument.name} is a pointer without a tensor")
-            sharing.setdefault(argument.tensor.untyped_storage()._cdata, []).append(argument)
-    for arguments in sharing.values():
-        tensors = [argument.value for argument in arguments]
-        storage = tensors[0].untyped_storage()
-        octets = torch.empty(0, dtype=torch.uint8).set_(storage).numpy()
-        allowed = torch.zeros(octets.size, dtype=torch.bool)
-        for tensor in tensors:
-            size = tensor.itemsize
-            strides = [stride * size for stride in tensor.stride()]
-            sizes = [n if stride else min(n, 1) for n, stride in zip(tensor.shape, strides, strict=True)]
-            allowed.as_strided((*sizes, size), (*strides, 1), tensor.storage_offset() * size).fill_(True)
-        name = " and ".join(f"{a.name} (argument {a.index})" for a in arguments)
-        base = memory.add(name, octets, storage.data_ptr(), allowed.numpy())
-        for argument in arguments:
-            places[argument.index] = base + argument.value.storage_offset() * argument.value.itemsize
-    return places
-
-
 class _Utils:
-    """Stands for the part of a Triton driver that talks to the GPU."""
+    """Replacement for the part of a Triton driver that talks to the GPU."""
 
-    def __init__(self, driver: AbsentDriver) -> None:
+    def __init__(self, driver: OfflineDriver) -> None:
         self.driver = driver
         self.files: dict[str, str] = {}  # of the kernel about to be loaded
 
@@ -200,13 +46,13 @@ class _Utils:
     def load_binary(
         self, name: str, binary: bytes, shared_bytes: int, device: int
     ) -> tuple[CompiledKernel, CompiledKernel, int, int, int]:
-        """(module, function, registers, spills, threads a block may have); resources are read when asked for."""
+        """Return (module, function, registers, spills, threads a block may have); resources are read on first use."""
         kernel = CompiledKernel(name, self.driver.name, binary, shared_bytes, dict(self.files))
         return kernel, kernel, 0, 0, 1024
 
 
 class _Launcher:
-    """Built by Triton once for each compiled kernel, called at each launch."""
+    """Hands launches to the hook. Triton builds one for each compiled kernel and calls it at each launch."""
 
     def __init__(self, source: Any, metadata: Any) -> None:
         self.source, self.metadata = source, metadata
@@ -214,7 +60,7 @@ class _Launcher:
     def __call__(self, x: int, y: int, z: int, stream: int, kernel: CompiledKernel, *rest: Any) -> None:
         values = rest[4:]  # behind the packed metadata, the launch metadata and two hooks
         driver = triton_driver.active
-        assert isinstance(driver, AbsentDriver)
+        assert isinstance(driver, OfflineDriver)
         if x * y * z == 0:
             return
         driver.hook(
@@ -230,7 +76,7 @@ class _Launcher:
 
 
 def _arguments(signature: dict[str, Any], values: Sequence[Any]) -> Iterator[Argument]:
-    """One for each value, tuples being taken apart: `pair.0`, `pair.1`."""
+    """Name each value, taking tuples apart: `pair.0`, `pair.1`."""
     pairs = list(zip(signature.items(), values, strict=True))
     index = 0
     while pairs:
@@ -242,8 +88,8 @@ def _arguments(signature: dict[str, Any], values: Sequence[Any]) -> Iterator[Arg
         index += 1
 
 
-class AbsentDriver:
-    """A Triton driver whose launches go to `hook`."""
+class OfflineDriver:
+    """Triton driver whose launches go to `hook`."""
 
     launcher_cls = _Launcher
 
@@ -258,7 +104,7 @@ class AbsentDriver:
         return self.target
 
     def get_current_device(self) -> int:
-        """Triton keeps compiled kernels by device number, so each target has its own."""
+        """Return the target's own number: Triton keeps compiled kernels by device number."""
         return list(TARGETS).index(self.name)
 
     def set_current_device(self, device: int) -> None:
@@ -277,7 +123,7 @@ class AbsentDriver:
         return kind
 
     def get_benchmarker(self) -> Callable[..., Any]:
-        """For the autotuner: there is no time to measure, so each config is compiled and the first one is taken."""
+        """Benchmark for the autotuner that measures nothing: each config is compiled, and the first one is taken."""
 
         def benchmark(run: Callable[[], Any], *, quantiles: Sequence[float] | None = None, **_: Any) -> Any:
             run()
@@ -287,7 +133,7 @@ class AbsentDriver:
 
 
 def _no_machine_code(backend: Any = None, stages: Any = None, *_: Any) -> tuple[str, str] | None:
-    """Triton's hook for the stages of a compilation; asked without arguments, what tells such a kernel from others."""
+    """Stop a compilation at PTX. Triton calls this hook without arguments for the key of such kernels in its cache."""
     if stages is None:
         return "no machine code", "no machine code"
     stages["cubin"] = lambda source, metadata: b""
@@ -296,13 +142,13 @@ def _no_machine_code(backend: Any = None, stages: Any = None, *_: Any) -> tuple[
 
 @contextmanager
 def on_target(name: str, hook: Hook, machine_code: bool = True) -> Iterator[None]:
-    """Kernels launched inside are compiled for `name` (sm_80, sm_90, sm_100, gfx942) and handed to `hook`.
+    """Compile the kernels launched inside for `name` (sm_80, sm_90, sm_100, gfx942) and hand them to `hook`.
 
-    Without `machine_code` as far as PTX, which is all that an `Executor` reads.
+    Without `machine_code` the compilation stops at PTX, which is all that an `Executor` reads.
     """
     if triton.knobs.runtime.interpret or os.environ.get("TRITON_INTERPRET", "0") not in ("", "0"):
         raise RuntimeError("on_target: TRITON_INTERPRET is set, nothing would be compiled; start Python without it")
-    driver = AbsentDriver(name, hook)
+    driver = OfflineDriver(name, hook)
 
     def note_files(module: Any, function: Any, kernel: str, files: dict[str, str], key: str) -> None:
         driver.utils.files = files

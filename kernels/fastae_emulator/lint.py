@@ -1,4 +1,4 @@
-"""Rules of kernel source that numbers cannot show, or show only at sizes that no test uses.
+"""Lint rules for kernel source: faults that numbers do not show, or show only at sizes that no test uses.
 
 `lint_kernels(files)` reads a package of kernels, `python -m fastae_emulator.lint FILE...` prints what it finds. Rules:
 
@@ -6,7 +6,7 @@
 - block-pointer: no block pointers (removed from Triton in 2026).
 - grid: programs are numbered along axis 0 alone; the other axes stop at 65,535.
 - int32: a stride or a dimension is multiplied by an int64, or the product is no part of an address.
-- scalar: a number handed to a kernel is cast before it meets a tile; a Python float becomes fp64 under torch.compile.
+- scalar: a number passed to a kernel is cast before it meets a tile; a Python float becomes fp64 under torch.compile.
 - sync: launchers and autograd code never wait for the device.
 """
 
@@ -36,7 +36,7 @@ class Problem:
 
 @dataclass(frozen=True)
 class Function:
-    """A function of a file, jit or not."""
+    """Function of a file, jit or not."""
 
     file: Path
     node: ast.FunctionDef
@@ -56,7 +56,7 @@ def functions(files: Iterable[Path]) -> list[Function]:
 
 
 def lint_kernels(files: Iterable[Path]) -> list[Problem]:
-    """All rules over jit functions and launchers. Files that call each other's jit functions go in together."""
+    """Apply all rules to jit functions and launchers. Files that call each other's jit functions go in together."""
     every = functions(files)
     jits = [f for f in every if f.is_jit]
     problems = [p for f in jits for p in _jit_rules(f)]
@@ -64,7 +64,7 @@ def lint_kernels(files: Iterable[Path]) -> list[Problem]:
     called = {_last(call.func) for f in jits for call in _calls(f.node)}
     offsets = Offsets({f.node.name: f.node for f in jits})
     for f in jits:
-        if f.node.name not in called and offsets.is_kernel(f.node.name):  # helpers are seen with what it hands them
+        if f.node.name not in called and offsets.is_kernel(f.node.name):  # helpers are seen with its arguments
             for rule, helper, line, message in offsets.kernel(f.node.name):
                 file = next(g.file for g in jits if g.node.name == helper)
                 problems.append(Problem(rule, f.node.name, f"{file.name}:{line}", message))
@@ -72,7 +72,7 @@ def lint_kernels(files: Iterable[Path]) -> list[Problem]:
 
 
 def lint_host(files: Iterable[Path]) -> list[Problem]:
-    """The rules of code around kernels: autograd functions and their helpers."""
+    """Apply the rules of code around kernels: autograd functions and their helpers."""
     return [p for f in functions(files) for p in _syncs(f)]
 
 
@@ -104,7 +104,7 @@ def _jit_rules(f: Function) -> Iterator[Problem]:
 
 
 def _grids(f: Function) -> Iterator[Problem]:
-    """`kernel[a, b](...)`: a launch over more than one axis."""
+    """Find launches over more than one axis: `kernel[a, b](...)`."""
     for call in _calls(f.node):
         if isinstance(call.func, ast.Subscript) and isinstance(call.func.slice, ast.Tuple):
             axes = call.func.slice.elts
@@ -122,7 +122,7 @@ def _syncs(f: Function) -> Iterator[Problem]:
 
 
 def _cpu_branches(node: ast.AST) -> Iterator[ast.AST]:
-    """The bodies of `if t.device.type == "cpu":`, where there is nothing to wait for."""
+    """Bodies of `if t.device.type == "cpu":`, where there is nothing to wait for."""
     for branch in ast.walk(node):
         if isinstance(branch, ast.If | ast.IfExp) and ast.unparse(branch.test).endswith(".device.type == 'cpu'"):
             yield from branch.body if isinstance(branch, ast.If) else [branch.body]

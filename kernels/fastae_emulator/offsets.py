@@ -1,7 +1,7 @@
-"""How wide the addresses of a kernel are, found by going through its source with kinds in place of numbers.
+"""Width of the addresses of a kernel, from an abstract interpretation of its source with kinds in place of numbers.
 
-A stride or a dimension is any int32, and so is too much for a product of two of them: one factor must be int64 before
-the multiplication. What tells them apart are the names of the house: `x_ptr` is a pointer, `stride_xm` and a parameter
+A stride or a dimension is any int32, and a product of two of them does not fit: one factor must be int64 before the
+multiplication. Kinds follow from the naming convention: `x_ptr` is a pointer, `stride_xm` and a parameter
 of one or two capitals (M, N, K) stretch an address, a `tl.constexpr` is known to the compiler.
 """
 
@@ -18,7 +18,7 @@ CONST, INDEX, STRIDE, SCALAR, WIDE, POINTER, VALUE = "const", "index", "stride",
 
 @dataclass(frozen=True)
 class Risk:
-    """An int32 product that may have overflowed."""
+    """Product in int32 that may have overflowed."""
 
     function: str
     line: int
@@ -42,7 +42,7 @@ def _parameter(argument: ast.arg) -> Kind:
 
 
 def _join(kinds: Sequence[Kind]) -> Kind:
-    """What a value is that may be any of these: the least that is known of it."""
+    """Join the kinds that a value may have: the least that is known of it."""
     risks = [k for k in kinds if isinstance(k, Risk)]
     if risks:
         return risks[0]
@@ -53,7 +53,7 @@ def _join(kinds: Sequence[Kind]) -> Kind:
 
 
 class Offsets:
-    """The jit functions of a package by name."""
+    """Kinds of the values in the jit functions of a package, by name."""
 
     def __init__(self, functions: dict[str, ast.FunctionDef]) -> None:
         self.functions = functions
@@ -61,11 +61,11 @@ class Offsets:
         self.stack: list[str] = []
 
     def is_kernel(self, name: str) -> bool:
-        """Whether it takes pointers, as what a launcher calls does."""
+        """Whether the function takes pointers, as those called by launchers do."""
         return any(_parameter(a) == POINTER for a in _parameters(self.functions[name]))
 
     def kernel(self, name: str) -> list[Report]:
-        """What is wrong with a kernel and the helpers it calls."""
+        """List the problems of a kernel and the helpers it calls."""
         self.reports = {}
         node = self.functions[name]
         self._run(node, {a.arg: _parameter(a) for a in _parameters(node)})
@@ -218,7 +218,7 @@ class Offsets:
 
 
 def _cast(kinds: list[Kind], text: str) -> Kind:
-    """A product that has overflowed stays wrong in int64."""
+    """Kind after a cast: a product that has overflowed stays wrong in int64."""
     for kind in kinds:
         if isinstance(kind, Risk):
             return kind

@@ -1,4 +1,4 @@
-"""Fresh buffers full of NaN between two fences, so that what a kernel leaves out or writes beside it shows."""
+"""Poisoned buffers: full of NaN between two fences, so that missing writes and writes outside show."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ from torch import Tensor
 
 FENCE = 4096  # elements on either side
 
-# A NaN that no computation starts from: what still has these bits was never written, or was made of something that
-# was not (the payload of a NaN survives arithmetic on most hardware).
+# A NaN that no computation starts from: an element with these bits was never written, or was computed from one that was
+# not (the payload of a NaN survives arithmetic on most hardware).
 _PATTERNS = {
     torch.float64: (torch.int64, 0x7FF8_5A5A_5A5A_5A5A),
     torch.float32: (torch.int32, 0x7FDA_5A5A),
@@ -30,14 +30,14 @@ def fill(t: Tensor) -> Tensor:
 
 
 def is_poison(t: Tensor) -> Tensor:
-    """Where a contiguous tensor still holds the poison."""
+    """Mask of the elements of a contiguous tensor that still hold the poison."""
     bits, pattern = _PATTERNS[t.dtype]
     return t.view(bits) == pattern
 
 
 @dataclass
 class Poison:
-    """The buffers made since `poisoned()` began."""
+    """Buffers made since `poisoned()` began."""
 
     buffers: list[tuple[Tensor, torch.Size]] = field(default_factory=list)
 
@@ -47,7 +47,7 @@ class Poison:
         return buffer[FENCE : FENCE + shape.numel()].view(shape)
 
     def broken(self) -> str:
-        """Which fence was written over, if one was."""
+        """Describe the fence that was written over; empty if none was."""
         for buffer, shape in self.buffers:
             before, after = ~is_poison(buffer[:FENCE]), ~is_poison(buffer[FENCE + shape.numel() :])
             if before.any() or after.any():
@@ -57,7 +57,7 @@ class Poison:
         return ""
 
     def unwritten(self) -> str:
-        """Which buffer was not written whole, if one was not."""
+        """Describe the buffer that was not written whole; empty if all were."""
         for buffer, shape in self.buffers:
             left = is_poison(buffer[FENCE : FENCE + shape.numel()])
             if left.any():
@@ -75,7 +75,7 @@ _EMPTY, _NEW_EMPTY, _EMPTY_LIKE = torch.empty, torch.Tensor.new_empty, torch.emp
 
 @contextmanager
 def poisoned(complete: bool = False) -> Iterator[Poison]:
-    """Inside, `torch.empty`, `torch.empty_like` and `Tensor.new_empty` give poisoned, fenced floating-point tensors.
+    """Make `torch.empty`, `torch.empty_like` and `Tensor.new_empty` return poisoned, fenced floating-point tensors.
 
     Raises AssertionError at the end if a fence was written over and, with `complete`, if anything inside a buffer was
     not written. Calls that name more than a dtype (and, for `torch.empty`, a device) are left alone.

@@ -1,4 +1,4 @@
-"""What a compiled kernel takes of a GPU, read from its machine code: no GPU is needed for that."""
+"""Resources of a compiled kernel (registers, spills, instructions), read from its machine code without a GPU."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Resources:
-    """Instruction counts are those in the code, not those executed."""
+    """Resources of a kernel. Instruction counts are those in the code, not those executed."""
 
     registers: int  # of a thread; for AMD the vector registers, accumulators included
     spill_stores: int  # to local memory: STL and LDL instructions, for AMD scratch_store and scratch_load
@@ -34,8 +34,7 @@ class Resources:
 
 
 def of_cubins(target: str, cubins: Sequence[tuple[bytes, int]]) -> list[Resources]:
-    """Of each (cubin, shared bytes) compiled for sm_*. All are disassembled as one: the disassembler takes 0.3 s to
-    start."""
+    """Read each (cubin, shared bytes) compiled for sm_*. All are disassembled as one: nvdisasm takes 0.3 s to start."""
     codes = [_machine_code(cubin) for cubin, _ in cubins]
     arch = target.replace("sm_", "SM") + ("a" if int(target[3:]) >= 90 else "")  # as Triton compiles for them
     instructions = _INSTRUCTION.findall(_run("nvdisasm", "-ndf", "-b", arch, file=b"".join(codes)))
@@ -51,7 +50,7 @@ def of_cubins(target: str, cubins: Sequence[tuple[bytes, int]]) -> list[Resource
 
 
 def _machine_code(cubin: bytes) -> bytes:
-    """The one section .text.* of an ELF64 file (System V ABI, chapter 4)."""
+    """Extract the one section .text.* of an ELF64 file (System V ABI, chapter 4)."""
     (headers,) = struct.unpack_from("<Q", cubin, 0x28)
     size, count, of_names = struct.unpack_from("<3H", cubin, 0x3A)
     sections = [struct.unpack_from("<II4Q", cubin, headers + i * size) for i in range(count)]  # the header's first 40
@@ -67,7 +66,7 @@ def _machine_code(cubin: bytes) -> bytes:
 
 
 def tool(name: str) -> Path:
-    """A program of NVIDIA's that Triton's wheel brings along."""
+    """Find a program of NVIDIA's that Triton's wheel brings along."""
     triton = find_spec("triton")
     if triton is None or triton.origin is None:
         raise ImportError(f"{name} comes with Triton, which is not installed; pip install triton (Linux)")
@@ -78,7 +77,7 @@ def tool(name: str) -> Path:
 
 
 def _run(name: str, *options: str, file: bytes) -> str:
-    """What a program of NVIDIA's prints about a file."""
+    """Run a program of NVIDIA's on a file and return its output."""
     with tempfile.NamedTemporaryFile() as written:
         written.write(file)
         written.flush()
@@ -94,7 +93,7 @@ _WIDTH = {".U8": 1, ".S8": 1, ".U16": 2, ".S16": 2, ".64": 8, ".128": 16, ".256"
 
 
 def _of_names(usage: str, names: Counter[str], shared_bytes: int) -> Resources:
-    """From what `cuobjdump -res-usage` prints, and how often each instruction stands in the code."""
+    """Build from the output of `cuobjdump -res-usage` and the number of times each instruction occurs."""
     found = re.search(r"REG:(\d+).*?STACK:(\d+).*?LOCAL:(\d+)", usage)
     if found is None:
         raise RuntimeError(f"cuobjdump printed no resource usage: {usage[:200]!r}")
@@ -127,7 +126,7 @@ _BYTES = {"ubyte": 1, "sbyte": 1, "byte": 1, "ushort": 2, "sshort": 2, "short": 
 
 
 def parse_amdgcn(assembly: str, shared_bytes: int) -> Resources:
-    """From the assembly text and the metadata at its end."""
+    """Parse AMD assembly and the metadata at its end."""
 
     def number(key: str) -> int:
         found = re.search(rf"^\s*\.{key}:\s*(\d+)", assembly, re.M)

@@ -1,4 +1,4 @@
-"""The twins on a CPU, with oneDNN's matrix products where they are faster: same names, arguments and results.
+"""`ONEDNN`: the twins on a CPU, with oneDNN's matrix products where they are faster.
 
 ATen multiplies fp32 matrices with MKL, which keeps to AVX2 on CPUs that are not Intel's; oneDNN uses AVX-512 there:
 1024 x 784 x 256 in 1.0 ms against 2.0 on two Zen 5 cores, whose units are 512 bits wide, in 1.9 against 2.1 on two
@@ -17,14 +17,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from fastae_kernels import reference
+from fastae_kernels.elementwise import ACTIVATIONS, MSE, LossKind, sum_of_squares
 from fastae_kernels.operands import first_operand, rows_apart
-from fastae_kernels.reference import ACTIVATIONS, Pending, Prepare, act_bwd, mse, sum_together
-
-__all__ = [
-    "act_bwd", "decoder_mse", "linear_act_fwd", "linear_act_mse", "linear_dgrad_act", "linear_wgrad", "mse",
-    "stack_encode", "stack_score", "sum_together",
-]  # fmt: skip
+from fastae_kernels.ops import Criterion, Layer, Ops, Out, Pending
+from fastae_kernels.reference import Prepare, Reference, act_loss, reduced
 
 # Multiply-adds from which oneDNN wins with full and with half units; a call costs 12 us more than `torch.addmm`.
 SMALLEST = {True: 1 << 23, False: 1 << 24}
@@ -89,140 +85,123 @@ def _has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def linear_act_fwd(
-    x: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    activation: str,
-    keep_p: bool = False,
-    out: tuple[Tensor, Tensor | None] | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    if not _takes(x, w, bf16=True):
-        return reference.linear_act_fwd(x, w, b, activation, keep_p, out)
-    p = _linear(x, w, b)  # its own relu would turn NaN into 0
-    y = p if not keep_p else torch.empty_like(p) if out is None else out[0]
-    ACTIVATIONS[activation].forward(p, y)
-    return y, p if keep_p else None
+class OneDNN(Reference):
+    """The twins, where a product gains on oneDNN's."""
+
+    def linear_act_fwd(
+        self,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        activation: str,
+        keep_p: bool = False,
+        out: tuple[Tensor, Tensor | None] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        if not _takes(x, w, bf16=True):
+            return super().linear_act_fwd(x, w, b, activation, keep_p, out)
+        p = _linear(x, w, b)  # its own relu would turn NaN into 0
+        y = p if not keep_p else torch.empty_like(p) if out is None else out[0]
+        ACTIVATIONS[activation].forward(p, y)
+        return y, p if keep_p else None
+
+    def linear_dgrad_act(
+        self, dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None
+    ) -> Tensor:
+        if not _takes(dp, w):
+            return super().linear_dgrad_act(dp, w, saved, activation, out)
+        dx = _linear(dp, w.t(), None)
+        if saved is not None:
+            ACTIVATIONS[activation].backward(dx, saved, dx)
+        return dx
+
+    def linear_wgrad(
+        self,
+        dp: Tensor,
+        x: Tensor,
+        need_db: bool = False,
+        scale: Tensor | float | None = None,
+        out: tuple[Tensor, Tensor | None] | None = None,
+        pending: Pending | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        # oneDNN copies dpT on one thread, some 1 ns a value: full units gain that back over 512 columns of x, half
+        # units never
+        if not (_takes(dp, x) and _full_width() and x.shape[1] >= 512):
+            return super().linear_wgrad(dp, x, need_db, scale, out)
+        dw = _linear(dp.t(), x.t(), None)
+        db = None
+        if need_db:
+            db = dp.sum(0) if out is None or out[1] is None else torch.sum(dp, 0, out=out[1])
+        if scale is not None:
+            dw.mul_(scale)
+            if db is not None:
+                db.mul_(scale)
+        return dw, db
+
+    def linear_act_loss(
+        self,
+        x: Tensor,
+        layer: Layer,
+        target: Tensor,
+        criterion: Criterion,
+        need_dp: bool = False,
+        out: Out | None = None,
+        pending: Pending | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        w, b, activation = layer
+        if not _takes(x, w, bf16=True):
+            return super().linear_act_loss(x, layer, target, criterion, need_dp, out)
+        memory, features = out or Out(), criterion.features
+        bias = None if b is None else b.contiguous()
+        if ACTIVATIONS[activation].saves is None and criterion.kind == MSE and criterion.counted is None:
+            _keep_freed_memory()
+            pointwise = torch.ops.mkldnn._linear_pointwise
+            e = pointwise.binary(first_operand(x), target.contiguous(), w, bias, "sub")
+            if features is not None:
+                e[:, features:] = 0
+            loss = _mean_square(e, criterion, memory)
+            if need_dp and criterion.row_weight is not None:
+                e.mul_(criterion.row_weight.unsqueeze(1))
+            return loss, e if need_dp else None
+        p = _linear(x.float(), w.float(), None if bias is None else bias.float())
+        return act_loss(p, activation, target, criterion, need_dp, x.dtype, memory)
+
+    def stack_score(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        activations: Sequence[str],
+        kind: LossKind = MSE,
+    ) -> Tensor:
+        wide = torch.promote_types(x.dtype, torch.float32)
+        errors = x.new_empty(len(x), dtype=wide)
+        most = max(SCORE_ROWS, SCORE_VALUES // max(x.shape[1], *(w.shape[0] for w in weights), 1))
+        block = -(-len(x) // -(-max(len(x), 1) // most)) or 1  # alike, since oneDNN prepares itself for each new shape
+        scratch = x.new_empty(min(len(x), block), x.shape[1], dtype=wide) if wide != x.dtype else None
+        w = packed = weights[-1]
+        lean = ACTIVATIONS[activations[-1]].saves is None and kind == MSE
+        if len(x) > 2 * block and w.numel() >= PACKED and lean and _takes(x, w, True):
+            packed = torch.ops.mkldnn._reorder_linear_weight(w, block)
+        for rows, out in zip(x.split(block), errors.split(block), strict=True):
+
+            def scores(prepare: Prepare, rows: Tensor = rows) -> Tensor:
+                h, last = prepare(self.through(rows, weights[:-1], biases[:-1], activations[:-1], prepare), w)
+                layer = Layer(packed if last is w else last, biases[-1], activations[-1])
+                memory = None if scratch is None else Out(scratch=scratch[: len(rows)])
+                return self.linear_act_loss(h, layer, rows, Criterion(kind, "none"), out=memory)[0]
+
+            out.copy_(rows_apart(rows, scores))
+        return errors
 
 
-def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None) -> Tensor:
-    if not _takes(dp, w):
-        return reference.linear_dgrad_act(dp, w, saved, activation, out)
-    dx = _linear(dp, w.t(), None)
-    if saved is not None:
-        ACTIVATIONS[activation].backward(dx, saved, dx)
-    return dx
-
-
-def linear_wgrad(
-    dp: Tensor,
-    x: Tensor,
-    need_db: bool = False,
-    scale: Tensor | float | None = None,
-    out: tuple[Tensor, Tensor | None] | None = None,
-    pending: Pending | None = None,
-) -> tuple[Tensor, Tensor | None]:
-    # oneDNN copies dpT on one thread, some 1 ns a value: full units gain that back over 512 columns of x, half never
-    if not (_takes(dp, x) and _full_width() and x.shape[1] >= 512):
-        return reference.linear_wgrad(dp, x, need_db, scale, out)
-    dw = _linear(dp.t(), x.t(), None)
-    db = None
-    if need_db:
-        db = dp.sum(0) if out is None or out[1] is None else torch.sum(dp, 0, out=out[1])
-    if scale is not None:
-        dw.mul_(scale)
-        if db is not None:
-            db.mul_(scale)
-    return dw, db
-
-
-def linear_act_mse(
-    x: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    target: Tensor,
-    activation: str,
-    reduction: str,
-    row_weight: Tensor | None = None,
-    need_dp: bool = False,
-    need_y: bool = False,
-    out: tuple[Tensor | None, Tensor | None, Tensor | None] | None = None,
-    features: int | None = None,
-    pending: Pending | None = None,
-) -> tuple[Tensor, Tensor | None, Tensor | None]:
-    if not _takes(x, w, bf16=True):
-        args = x, w, b, target, activation, reduction, row_weight, need_dp, need_y, out, features
-        return reference.linear_act_mse(*args)
-    dp_out, scratch, loss_out = (None, None, None) if out is None else out
-    bias = None if b is None else b.contiguous()
-    if ACTIVATIONS[activation].saves is None and not need_y:
-        _keep_freed_memory()
-        difference = torch.ops.mkldnn._linear_pointwise.binary(first_operand(x), target.contiguous(), w, bias, "sub")
-        if features is not None:
-            difference[:, features:] = 0
-        loss = reference.squared_error(difference, reduction, row_weight, scratch, features, loss_out)
-        if need_dp and row_weight is not None:
-            difference.mul_(row_weight.unsqueeze(1))
-        return loss, difference if need_dp else None, None
-    p = _linear(x.float(), w.float(), None if bias is None else bias.float())
-    return reference.act_mse(
-        p, target, activation, reduction, row_weight, need_dp, need_y, features, x.dtype, dp_out, loss_out
-    )
-
-
-def decoder_mse(
-    x: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    target: Tensor,
-    activation: str,
-    reduction: str,
-    saved: Tensor | None,
-    below: str,
-    row_weight: Tensor | None = None,
-    features: int | None = None,
-    pending: Pending | None = None,
-) -> tuple[Tensor, Tensor, Tensor]:
-    loss, dp, _ = linear_act_mse(x, w, b, target, activation, reduction, row_weight, need_dp=True, features=features)
-    assert dp is not None
-    return loss, dp, linear_dgrad_act(dp, w, saved, below)
-
-
-def stack_score(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
-) -> Tensor:
-    wide = torch.promote_types(x.dtype, torch.float32)
-    errors = x.new_empty(len(x), dtype=wide)
-    most = max(SCORE_ROWS, SCORE_VALUES // max(x.shape[1], *(w.shape[0] for w in weights), 1))
-    block = -(-len(x) // -(-max(len(x), 1) // most)) or 1  # alike, since oneDNN prepares itself for each new shape
-    scratch = x.new_empty(min(len(x), block), x.shape[1], dtype=wide) if wide != x.dtype else None
-    w = packed = weights[-1]
-    if len(x) > 2 * block and w.numel() >= PACKED and ACTIVATIONS[activations[-1]].saves is None and _takes(x, w, True):
-        packed = torch.ops.mkldnn._reorder_linear_weight(w, block)
-    for rows, out in zip(x.split(block), errors.split(block), strict=True):
-
-        def scores(prepare: Prepare, rows: Tensor = rows) -> Tensor:
-            h, last = prepare(_through(rows, weights[:-1], biases[:-1], activations[:-1], prepare), w)
-            last = packed if last is w else last
-            memory = None if scratch is None else (None, scratch[: len(rows)], None)
-            return linear_act_mse(h, last, biases[-1], rows, activations[-1], "none", out=memory)[0]
-
-        out.copy_(rows_apart(rows, scores))
-    return errors
-
-
-def stack_encode(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
-) -> Tensor:
-    return rows_apart(x, lambda prepare: _through(x, weights, biases, activations, prepare))
-
-
-def _through(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str], prepare: Prepare
-) -> Tensor:
-    for w, b, activation in zip(weights, biases, activations, strict=True):
-        x, _ = linear_act_fwd(*prepare(x, w), b, activation)
-    return x
+def _mean_square(e: Tensor, criterion: Criterion, memory: Out) -> Tensor:
+    """The reduced loss of a difference, in half precision by way of fp32: torch.dot in bf16 takes 50 times as long."""
+    M, N = len(e), e.shape[1] if criterion.features is None else criterion.features
+    if e.dtype == torch.bfloat16:
+        scratch = torch.empty(e.shape, device=e.device) if memory.scratch is None else memory.scratch
+        e = scratch.copy_(e)
+    per_row = criterion.reduction == "none" or criterion.row_weight is not None
+    return reduced(sum_of_squares(e, per_row, None if per_row else memory.loss), M, N, criterion, memory.loss)
 
 
 def _takes(a: Tensor, b: Tensor, bf16: bool = False) -> bool:
@@ -246,3 +225,6 @@ def _linear(x: Tensor, w: Tensor, b: Tensor | None) -> Tensor:
         first_operand(x), w, None if b is None else b.contiguous(), "none", [], ""
     )
     return y
+
+
+ONEDNN: Ops = OneDNN()

@@ -33,7 +33,7 @@ def amx() -> bool:
 
 def first_operand(a: Tensor) -> Tensor:
     """a [I, R] as the first operand of a product over R: a copy where oneDNN would read past the end of its rows."""
-    if a.dtype != torch.bfloat16 or a.device.type != "cpu" or not amx():
+    if a.dtype != torch.bfloat16 or not amx() or a.device.type != "cpu":
         return a
     terms = a.shape[-1]
     if terms % 4 == 0 or terms >= COPIED_FROM or a.is_contiguous() or a.mT.is_contiguous():

@@ -7,14 +7,14 @@ import sys
 import pytest
 import torch
 from fastae_kernels import onednn
-from fastae_kernels.jit.linear_act import split_rows_of
+from fastae_kernels.splits import split_rows
 
 import fastae
 from fastae.analysis import baseline as _baseline
 from fastae.analysis import cost as _cost
 from fastae.analysis.gpus import GAP_US, GPUS
 from fastae.cli import main as cli
-from fastae.engine import schedule as _schedule
+from fastae.engine import static_step
 from fastae.nn import backend as _backend
 from fastae.verify.eager import eager_step
 
@@ -44,7 +44,7 @@ def test_flops_and_bytes_of_a_small_model_counted_by_hand():
         ("linear_act_fwd", "encoder.1"): (2 * M * 64 * 32, 2 * (M * 64 + 64 * 32 + 32 + M * 32), 1),
         ("linear_act_fwd", "decoder.0"): (2 * M * 32 * 64, 2 * (M * 32 + 32 * 64 + 64 + M * 64), 1),
         # reads h (also what relu's derivative is written from), w, b, target; writes dp, dh and a part of the loss
-        ("decoder_mse", "decoder.1"): (4 * M * 64 * 96, 2 * (M * 64 + 64 * 96 + 96 + 2 * M * 96 + M * 64) + 4, 1),
+        ("decoder_loss", "decoder.1"): (4 * M * 64 * 96, 2 * (M * 64 + 64 * 96 + 96 + 2 * M * 96 + M * 64) + 4, 1),
         # reads dp, x and a scale; writes dw and db
         ("linear_wgrad", "decoder.1"): (2 * M * 64 * 96, 2 * (M * 96 + M * 64 + 64 * 96 + 96) + 4, 1),
         ("linear_wgrad", "decoder.0"): (2 * M * 32 * 64, 2 * (M * 64 + M * 32 + 32 * 64 + 64) + 4, 1),
@@ -52,7 +52,7 @@ def test_flops_and_bytes_of_a_small_model_counted_by_hand():
         ("linear_wgrad", "encoder.0"): (2 * M * 96 * 64, 2 * (M * 64 + M * 96 + 96 * 64 + 64) + 4, 1),
         ("linear_dgrad_act", "decoder.0"): (2 * M * 32 * 64, 2 * (M * 64 + 32 * 64 + M * 32), 1),
         ("linear_dgrad_act", "encoder.1"): (2 * M * 64 * 32, 2 * (M * 32 + 64 * 32 + 2 * M * 64), 1),  # and y, for relu
-        ("sum_together", ""): (0, 4 + 4, 1),  # the loss
+        ("sum_partials", ""): (0, 4 + 4, 1),  # the loss
         ("gather", ""): (0, 2 * 2 * M * 96, 1),
         ("adam", ""): (0, 7 * 2 * parameters, 1),
     }
@@ -62,7 +62,7 @@ def test_rows_that_are_filled_up_are_copied_and_counted_as_they_lie():
     """785 bf16 values are not a multiple of 32 bytes: kernels get 800, from copies made once a step."""
     found = fastae.explain(fastae.DenseAutoencoder([785, 64], dtype=torch.bfloat16), 8, "h100")
     assert found.rows[0].flops == 2 * 8 * 800 * 64
-    copies = next(row for row in found.rows if row.op == "sum_together")
+    copies = next(row for row in found.rows if row.op == "sum_partials")
     parameters, filled = 2 * 785 * 64 + 64 + 785, 2 * 800 * 64 + 64 + 800
     assert copies.bytes == 2 * (parameters + filled)
     assert copies.us["eager"] == 0
@@ -95,10 +95,10 @@ def test_split_weight_gradients_write_partials():
     found = fastae.explain(fastae.DenseAutoencoder([64, 32], dtype=torch.bfloat16), 4096, "h100")
     row = next(row for row in found.rows if row.op == "linear_wgrad" and row.layer == "encoder.0")
     M, K, N = 4096, 64, 32
-    splits, results = split_rows_of(M, N, K)[0], N * K + N
+    splits, results = split_rows(M, N, K)[0], N * K + N
     assert splits > 1
     assert (row.bytes, row.launches) == (2 * M * (N + K) + 4 + 4 * splits * results, 1)
-    (sums,) = (row for row in found.rows if row.op == "sum_together")
+    (sums,) = (row for row in found.rows if row.op == "sum_partials")
     other = K * N + K
     assert sums.bytes == (4 * splits + 2) * (results + other) + 8  # both layers and the loss, in one launch
     assert sums.launches == 1
@@ -114,8 +114,8 @@ def test_eager_is_what_eager_runs(activation, output):
     kernels = [
         k for row, layer in zip(rows, shapes(ae, 64, rows), strict=True) for k in _baseline.replaced(row.op, layer)[0]
     ]
-    assert sum(k.bytes for k in kernels) == pytest.approx(ran.bytes_moved + 2 * 64 * 48 * 4, abs=64)
-    products = sum(n for op, n in ran.launches.items() if op in ("mm", "addmm"))
+    assert sum(k.bytes for k in kernels) == pytest.approx(sum(k.bytes for k in ran.kernels) + 2 * 64 * 48 * 4, abs=64)
+    products = sum(k.name in ("mm", "addmm") for k in ran.kernels)
     assert sum(k.flops > 0 for k in kernels) == products == 11
 
 
@@ -132,7 +132,7 @@ def shapes(ae, rows, found):
 
 
 def test_passes_over_the_reconstruction():
-    """Eager 11, torch.compile 9, decoder_mse 3 and the batch's own read: B x D dominates where the code is narrow."""
+    """Eager 11, torch.compile 9, decoder_loss 3 and the batch's own read: B x D dominates where the code is narrow."""
     B, D = 4096, 4096
     rows = fastae.explain(fastae.DenseAutoencoder([D, 1], dtype=torch.bfloat16), B, "h100").rows
     rows = [row for row in rows if row.layer == "decoder.0"]
@@ -149,22 +149,27 @@ def test_passes_over_the_reconstruction():
 @pytest.mark.parametrize("backend", ["torch", "onednn", "triton"])
 @pytest.mark.parametrize("tied", [False, True])
 def test_the_ops_and_implementations_are_those_that_run(monkeypatch, backend, tied):
+    ran, real = [], _backend.ops
+
+    class Spy:
+        def __init__(self, chosen):
+            self.chosen = chosen
+
+        def __getattr__(self, name):
+            call = getattr(real(self.chosen), name)
+            if name.startswith("fits_"):
+                return call
+            return lambda *args, **options: (ran.append((name, self.chosen)), call(*args, **options))[1]
+
     with fastae.use_backend(backend):
-        ae, step = step_of([20, 9, 5], 12, tied=tied, activation="gelu")
-        found = fastae.explain(ae, 12)
-        ran, real = [], _backend.op
-
-        def spy(chosen, name):
-            implementation = real(chosen, name)
-            return lambda *args, **options: (ran.append((name, chosen)), implementation(*args, **options))[1]
-
-        monkeypatch.setattr(_schedule, "op", spy)
-        step(torch.rand(12, 20))
+        found = fastae.explain(fastae.DenseAutoencoder([20, 9, 5], tied=tied, activation="gelu"), 12)
+        monkeypatch.setattr(static_step, "ops", Spy)
+        step_of([20, 9, 5], 12, tied=tied, activation="gelu")[1](torch.rand(12, 20))
     own = [(row.op, row.backend) for row in found.rows if row.layer]
-    sums = [("sum_together", "triton") for row in found.rows if row.op == "sum_together"]
-    assert [call for call in ran if call[0] != "sum_together"] == own
-    assert [call for call in ran if call[0] == "sum_together"] == sums
-    assert ("decoder_mse" in dict(ran)) == (backend == "triton")
+    sums = [("sum_partials", "triton") for row in found.rows if row.op == "sum_partials"]
+    assert [call for call in ran if call[0] != "sum_partials"] == own
+    assert [call for call in ran if call[0] == "sum_partials"] == sums
+    assert ("decoder_loss" in dict(ran)) == (backend == "triton")
 
 
 @pytest.mark.parametrize("backend", ["torch", "onednn"])
@@ -176,8 +181,8 @@ def test_the_launches_and_bytes_on_a_cpu_are_those_of_the_step(backend, precisio
         ae, step = step_of([24, 16, 8], 32, precision, output_activation=output)
         found = fastae.explain(ae, 32, precision=precision)
         step(torch.rand(32, 24))
-        with torch.no_grad(), _cost.Counted() as ran:
-            step._schedule(step._memory)
+        with torch.no_grad(), _cost.OpCounter() as ran:
+            step.static.compute(step.static.memory)
     rows = [row for row in found.rows if row.op not in ("gather", "adam", "autocast")]
     assert len(ran.kernels) == sum(row.launches for row in rows)
     assert sum(k.flops for k in ran.kernels) == sum(row.flops for row in rows)
@@ -253,6 +258,18 @@ def test_to_dict_is_json_and_the_table_names_every_op():
     assert "us" not in table.splitlines()[2].split()
 
 
+def test_islands_are_named_and_the_layers_around_them_counted():
+    ae = fastae.DenseAutoencoder([20, 9, 5])
+    plain = {(row.op, row.layer): row for row in fastae.explain(ae, 12).rows}
+    ae.encoder.append(torch.nn.BatchNorm1d(5))
+    found = fastae.explain(ae, 12)
+    assert [(row.phase, row.layer, row.op) for row in found.rows if row.phase == "island"] == [
+        ("island", "encoder.2", "module")
+    ]
+    assert found.rows[0] == plain["linear_act_fwd", "encoder.0"]
+    assert "a module of its own, by autograd" in str(found)
+
+
 # ---------------------------------------------------------------- errors, command
 
 
@@ -276,7 +293,7 @@ def test_errors(arguments, error, text):
 
 
 def test_errors_of_models_and_backends():
-    with pytest.raises(ValueError, match=r"^explain: model must be a plain DenseAutoencoder; it is a Linear$"):
+    with pytest.raises(TypeError, match=r"^explain: model must be an autoencoder of fastae; got Linear$"):
         fastae.explain(torch.nn.Linear(3, 3), 4)
     ae = fastae.DenseAutoencoder([6, 3])
     with fastae.use_backend("onednn"), pytest.raises(RuntimeError, match="oneDNN runs on CPU tensors"):

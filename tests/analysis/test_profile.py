@@ -9,7 +9,8 @@ import torch
 
 import fastae
 from fastae import profile
-from fastae.analysis.profile import GROUPS, _group
+from fastae.analysis.profile import _group
+from fastae.analysis.profile_result import GROUPS
 from fastae.cli import main as cli
 
 
@@ -91,7 +92,7 @@ def test_the_model_stays_as_it_was_and_normal_steps_have_no_ranges():
         ("aten::clone", "linear_wgrad decoder.1", "copies"),
         ("aten::gelu", "linear_act_fwd encoder.0", "activations"),
         ("aten::threshold_backward", "linear_dgrad_act decoder.1", "activations"),
-        ("aten::dot", "linear_act_mse decoder.1", "loss"),
+        ("aten::dot", "linear_act_loss decoder.1", "loss"),
         ("aten::mul_", "compute", "loss"),
         ("aten::_foreach_copy_", "compute", "copies"),
         ("aten::index_select", "step", "gather"),
@@ -121,11 +122,14 @@ def test_errors(batch, options, error, text):
         profile(model(), batch, **options)
 
 
-def test_a_model_that_trains_otherwise():
-    ae = model()
-    ae.encoder[0].register_forward_hook(lambda *_: None)
-    with pytest.raises(ValueError, match=r"^profile: model must be a plain DenseAutoencoder; a LinearAct has a hook$"):
-        profile(ae, torch.rand(4, 20))
+def test_another_model_is_refused_and_an_island_profiled(capsys):
+    with pytest.raises(TypeError, match=r"^profile: model must be an autoencoder of fastae; got Linear$"):
+        profile(torch.nn.Linear(3, 3), torch.rand(4, 3))
+    ae = fastae.DenseAutoencoder([6, 4])
+    ae.encoder.append(torch.nn.BatchNorm1d(4))
+    found = profile(ae, torch.rand(8, 6), steps=2, progress=False)
+    assert found.us["products"] > 0
+    assert found.us["loss"] > 0
 
 
 def test_the_command(monkeypatch, capfd, tmp_path):

@@ -170,12 +170,23 @@ def test_durations_have_a_unit_that_suits() -> None:
     assert duration(Spread(1.0, 1.5, 12345.0)) == "1.5 s (1-12345)"
 
 
-def test_the_readme_has_the_figures_of_bench_results() -> None:
-    """`make bench` writes both; `python bench/readme.py` alone brings the README up to date."""
-    root = Path(__file__).parents[2]
-    readme = runpy.run_path(str(root / "bench/readme.py"), run_name="readme")
-    text = (root / "README.md").read_text()
-    assert readme["with_figures"](text, read_results(root / "bench/results/bench.json")) == text
+def test_the_pages_have_the_figures_of_bench_results() -> None:
+    """README and docs/benchmarks.md are what `python bench/readme.py` writes; `make bench` calls it."""
+    pages = runpy.run_path(str(Path(__file__).parents[2] / "bench/readme.py"), run_name="readme")["pages"]()
+    assert [path.name for path in pages] == ["README.md", "benchmarks.md"]
+    assert all(path.read_text() == text for path, text in pages.items()), "run python bench/readme.py"
+
+
+def test_the_table_of_the_readme_is_bold_where_fastae_is_slower() -> None:
+    page = runpy.run_path(str(Path(__file__).parents[2] / "bench/readme.py"), run_name="readme")
+    cases = [
+        measured(level=level, what=what, batch=batch or 256, ours=ours, key=what)
+        for (level, what, batch), ours in zip(page["FOUR"], (1.0, 1.2, 1.4, 3.0), strict=True)
+    ]
+    rows = page["four"](results(*cases)).splitlines()[2:6]
+    assert [row.split(" | ")[0] for row in rows][:2] == ["| training step, batch 256", "| epoch of `fit`, 256 rows"]
+    assert ["**" in row for row in rows] == [False, False, False, True]
+    assert "**0.5" in rows[3]
 
 
 # ---------------------------------------------------------------- comparing

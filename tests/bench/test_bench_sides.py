@@ -6,7 +6,8 @@ import pytest
 import torch
 from fastae_bench import clocks, epochs, startup
 from fastae_bench.cases import LEVELS, Case, all_cases, cases_at, quick_cases
-from fastae_bench.growth import Point, measure_growth
+from fastae_bench.growth import measure_growth
+from fastae_bench.growth_points import Point
 from fastae_bench.memory import peaks_mib
 from fastae_bench.plain import PlainAutoencoder
 from fastae_bench.report import line, ratio_cell
@@ -236,7 +237,7 @@ def test_memory_grows_with_the_layers() -> None:
 
 
 def test_curves_have_a_time_at_every_point(monkeypatch) -> None:
-    monkeypatch.setattr("fastae_bench.memory.peaks_mib", lambda side, points, device: [5.0] * len(points))
+    monkeypatch.setattr("fastae_bench.growth.peaks_mib", lambda side, points, device: [5.0] * len(points))
     steps = [Point("depth", [8] * depth, 16) for depth in (2, 3, 4)]
     monkeypatch.setattr("fastae_bench.growth.AXES", {
         "depth": ("step", steps), "rows": ("epoch", [Point("rows", [12, 8, 4], 16, rows) for rows in (16, 32, 48, 64)]),

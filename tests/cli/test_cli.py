@@ -179,8 +179,8 @@ def test_interrupted_training_saves_the_model_and_exits_with_130(run, pixels, mo
         ("encode model d.npy --out d.npy", "d.npy exists; add --force to overwrite it"),
         ("encode model d.npy", "Missing option '--out'"),
         ("score model small.npy", "small.npy must have 16 features, as the model has; got 2"),
-        ("score truncated d.npy", "it is truncated or foreign"),
-        ("score foreign d.npy", "it is truncated or foreign"),
+        ("score truncated d.npy", "it is truncated, or was not written by fastae"),
+        ("score foreign d.npy", "it is truncated, or was not written by fastae"),
     ],
 )  # fmt: skip
 def test_wrong_input_is_one_line_and_exit_code_2(run, pixels, tmp_path, arguments, message):

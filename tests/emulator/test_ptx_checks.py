@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - lines of PTX are kept whole
-"""Each check of the machine: a kernel that violates it, and the message it gets."""
+"""Checks of the machine: for each a kernel that violates it, and the message."""
 
 import re
 
@@ -177,7 +177,7 @@ def test_shared_memory_nobody_wrote() -> None:
 
 
 def test_nothing_stored_is_nothing_loaded() -> None:
-    """Through shared memory and back an unwritten register stays one."""
+    """An unwritten register stays unwritten through shared memory and back."""
     refused(
         UninitialisedError,
         "shared memory, to which",
@@ -205,7 +205,7 @@ def test_registers_nobody_wrote(body: str, message: str) -> None:
 
 
 def test_unwritten_registers_that_decide_nothing() -> None:
-    """What compilers do with undefined values."""
+    """Compilers read undefined values where nothing comes of it."""
     passes("setp.lt.u32 %p1, %r70, 99; selp.b32 %r2, 5, %r1, %p1; st.global.b32 [%d30], %r2;")
     passes("mov.u32 %r1, 7; mov.b64 %d1, {%r1, %r2}; mov.b64 {%r3, %r4}, %d1; st.global.b32 [%d30], %r3;")
     passes("setp.lt.u32 %p1, %r70, 0; and.pred %p3, %p1, %p2; @%p3 st.global.b32 [%d30], %r1;")

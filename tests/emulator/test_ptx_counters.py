@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - lines of PTX are kept whole
-"""What the machine counts, on kernels whose numbers can be worked out by hand."""
+"""Counters of the machine, on kernels whose numbers can be worked out by hand."""
 
 import numpy as np
 import pytest
@@ -37,7 +37,7 @@ def test_instructions_are_counted_by_warp() -> None:
     ],
 )
 def test_sectors(stride: int, width: int, sectors: int, used: float) -> None:
-    """Of one warp that reads `width` bytes in each thread."""
+    """Count sectors of one warp that reads `width` bytes in each thread."""
     load = {2: "ld.global.b16 %h1, [%d1];", 4: "ld.global.b32 %r1, [%d1];", 16: "ld.global.v2.b64 {%d2, %d3}, [%d1];"}[
         width
     ]

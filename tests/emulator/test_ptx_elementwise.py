@@ -73,7 +73,7 @@ def decoded(bits: np.ndarray, kind: str) -> np.ndarray:
 
 
 def encoded(values: np.ndarray, kind: str) -> np.ndarray:
-    """numpy's own rounding; bf16 through the nearest even of 65536 candidates would be slow, so by integer arithmetic."""
+    """Round as numpy does; bf16 through the nearest even of 65536 candidates would be slow, so by integer arithmetic."""
     if kind == "bf16":
         exact = np.asarray(values, np.float64)
         nearest = exact.astype(np.float32)
@@ -95,7 +95,7 @@ def encoded(values: np.ndarray, kind: str) -> np.ndarray:
 
 @dataclass
 class Case:
-    """`kinds` are those of the operands; `function` gets decoded values and gives values of kind `result`."""
+    """Instruction and its expected result: `function` maps decoded operands of `kinds` to values of kind `result`."""
 
     name: str
     kinds: tuple[str, ...]
@@ -145,7 +145,7 @@ def sat(x: np.ndarray) -> np.ndarray:
 
 
 def exact_fma(a: np.ndarray, b: np.ndarray, c: np.ndarray, digits: int = 0) -> np.ndarray:
-    """By fractions, rounded by Python's exact division of integers: no floating-point trick in common with the machine."""
+    """Compute with fractions and round once, with no floating-point trick in common with the machine."""
     digits = digits or {"f4": 24, "f8": 53, "f2": 11}[a.dtype.str[1:]]
     lowest = {24: -149, 53: -1074, 11: -24, 8: -133}[digits]
 
@@ -186,7 +186,7 @@ def wide(kind: str) -> str:
 
 
 def big(kind: str, function: Callable[..., int]) -> Callable[..., Any]:
-    """In Python's own integers, wrapped at the end."""
+    """Compute in Python's own integers, wrapped at the end."""
     bits = int(kind[1:])
 
     def wrapped(*args: np.ndarray) -> np.ndarray:
@@ -197,7 +197,7 @@ def big(kind: str, function: Callable[..., int]) -> Callable[..., Any]:
 
 
 def nonzero(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """INT_MIN / -1 overflows in C too."""
+    """Replace divisors 0 and -1: INT_MIN / -1 overflows in C too."""
     return a, np.where((b == 0) | (b.astype(np.float64) == -1), 3, b)
 
 
@@ -304,7 +304,7 @@ for direction in "lr":
 
 
 def field(kind: str) -> Callable[[int, int, int], int]:
-    """The pseudocode of the PTX ISA, bit by bit."""
+    """Pseudocode of the PTX ISA for bfe, bit by bit."""
     top = int(kind[1:]) - 1
 
     def extract(a: int, position: int, length: int) -> int:
@@ -511,7 +511,7 @@ COMPARISONS += [f"lt.{merge}.f32" for merge in ("and", "or", "xor")] + [
 
 @pytest.mark.parametrize("name", COMPARISONS)
 def test_setp(name: str) -> None:
-    """With its opposite, and combined with a third predicate that is true in odd threads."""
+    """Compare, with the opposite, and combined with a third predicate that is true in odd threads."""
     compare, *merge, kind = name.split(".")
     a, b = numbers(kind, 1), numbers(kind, 2)
     b[::3] = a[::3]
@@ -585,7 +585,7 @@ def test_predicate_logic() -> None:
 
 @pytest.mark.parametrize("kind", ["u32", "s32"])
 def test_carries(kind: str) -> None:
-    """A product of 64 bits from halves, as Triton's random numbers take it; a sum of 64 bits, and its own carry."""
+    """Carry through a product of 64 bits from halves, as in Triton's random numbers, and through a sum of 64 bits."""
     a, b, out = numbers("u32", 1), numbers("u32", 2), np.zeros((THREADS, 4), np.uint32)
     last = np.zeros(THREADS, np.uint32)
     run(

@@ -40,7 +40,7 @@ SHAPES = [
 
 @pytest.mark.parametrize(("shape", "kind_c", "kind"), SHAPES)
 def test_mma(shape: str, kind_c: str, kind: str) -> None:
-    """PTX ISA 9.7.14.5: lane = 4 g + t holds of A rows g and g + 8, of B column g, of C columns 2 t and 2 t + 1."""
+    """Fragments (PTX ISA 9.7.14.5): lane = 4 g + t holds of A rows g and g + 8, of B column g, of C columns 2 t and 2 t + 1."""
     m, n, k = 16, 8, int(shape.split("k")[1])
     a, va = operand(kind, m, k, 1)
     b, vb = operand(kind, n, k, 2)  # column by column

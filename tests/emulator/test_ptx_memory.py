@@ -1,13 +1,9 @@
 # ruff: noqa: E501 - lines of PTX are kept whole
-"""Loads, stores, atomics, and what the lanes of a warp tell each other."""
-
-import re
+"""Loads, stores, atomics, copies, and exchanges between the lanes of a warp."""
 
 import numpy as np
 import pytest
-from fastae_emulator.ptx import assemble
-from fastae_emulator.ptx.errors import UnknownInstructionError
-from ptx_programs import run, text
+from ptx_programs import run
 
 WORDS = np.arange(1, 257, dtype=np.uint32) * 0x01020304
 AT = "mad.wide.u32 %d{i}, %r70, {size}, %d{base};"
@@ -129,7 +125,7 @@ def test_lanes_diverge_and_meet() -> None:
 
 
 def shuffled(mode: str, lane: int, b: int, c: int) -> tuple[int, bool]:
-    """The pseudocode of PTX ISA 9.7.9.6."""
+    """Pseudocode of PTX ISA 9.7.9.6."""
     b, segment, clamp = b & 31, c >> 8 & 31, c & 31
     last, first = (lane & segment) | (clamp & ~segment), lane & segment
     j, inside = {
@@ -298,9 +294,3 @@ def test_a_copy_of_nothing_touches_nothing() -> None:
         np.zeros(1, np.uint8),
         shared=512,
     )
-
-
-def test_tensor_descriptors_are_refused_by_name() -> None:
-    line = "cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r1], [%d1, {%r2, %r3}], [%r4];"
-    with pytest.raises(UnknownInstructionError, match=re.escape("cp.async.bulk.tensor.2d")):
-        assemble(text(line))

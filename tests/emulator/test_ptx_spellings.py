@@ -1,5 +1,5 @@
 # ruff: noqa: E501 - lines of PTX are kept whole
-"""The same thing said in other words: hints, orders, scopes, types of equal width, fences."""
+"""Spellings without effect on values: hints, orders, scopes, types of equal width, fences."""
 
 import itertools
 
@@ -90,7 +90,7 @@ def test_parameters(size: int) -> None:
     list(itertools.product(["", ".relaxed", ".acquire", ".release", ".acq_rel"], ["", *(f".{s}" for s in SCOPES)])),
 )
 def test_orders_of_atomics(order: str, scope: str) -> None:
-    """In the order of the PTX ISA and in Triton's, returning the old value or not; the sum of 0 to 31 each time."""
+    """Atomics in the word order of the PTX ISA and in Triton's, with and without the old value; they sum 0 to 31."""
     for opcode, target in (("atom", "%r1, "), ("red", "")):
         cell = np.zeros(1, np.uint32)
         run(

@@ -1,4 +1,4 @@
-"""PTX text to a program."""
+"""Parser of PTX text, and the refusal of instructions outside the table."""
 
 import pytest
 from fastae_emulator.ptx import PtxError, assemble
@@ -64,7 +64,14 @@ def test_what_cannot_be_read(ptx: str, message: str) -> None:
         ),
         ("add.rz.f32 %r1, %r2, %r3;", "these qualifiers of `add.rz.f32` not implemented.*implemented: add u16"),
         ("cvt.rn.satfinite.f16.f32 %h1, %r1;", "these qualifiers of `cvt.rn.satfinite.f16.f32`"),
-        ("cp.async.bulk.tensor.2d.shared::cta.global.tile [%r1], [%d1, {%r2, %r3}], [%r4];", "`cp.async.bulk.tensor"),
+        (
+            "cp.async.bulk.tensor.2d.shared::cta.global.mbarrier::complete_tx::bytes [%r1], [%d1, {%r2, %r3}], [%r4];",
+            "`cp.async.bulk.tensor.2d",
+        ),
+        (
+            "cp.async.bulk.tensor.2d.shared::cta.global.tile [%r1], [%d1, {%r2, %r3}], [%r4];",
+            "`cp.async.bulk.tensor.2d",
+        ),
         ("bar.sync 1, 64;", "only barrier 0 of the whole block"),
         ("ld.global.b32 %r1, [symbol];", "operand 'symbol' not implemented"),
         ("mov.b64 %d1, %r1;", "%r1 has 32 bits, 64 are read"),

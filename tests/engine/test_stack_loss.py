@@ -30,7 +30,7 @@ def data(dtype: torch.dtype, low: float = 0.2, high: float = 0.9) -> tuple[Tenso
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     seen: list[str] = []
-    for name in ("stack_loss", "stack_loss_backward", "stack_score", "linear_act_fwd", "linear_act_mse", "mse"):
+    for name in ("stack_loss", "stack_loss_backward", "stack_score", "linear_act_fwd", "linear_act_loss", "loss"):
         home = _ops if name.startswith("stack") else _layer_ops
 
         def spy(*args: object, op: object = getattr(home, name), name: str = name) -> object:
@@ -130,7 +130,7 @@ def test_one_op_forward_and_one_backward(calls: list[str]) -> None:
     calls.clear()
     with torch.no_grad():
         ae.loss(x)
-    assert calls == ["linear_act_fwd"] * 3 + ["linear_act_mse"]
+    assert calls == ["linear_act_fwd"] * 3 + ["linear_act_loss"]
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_steps_aside(reason: str, calls: list[str]) -> None:
         if handle is not None:
             handle.remove()
     assert "stack_loss" not in calls
-    assert "mse" in calls
+    assert "loss" in calls
     assert not reason.endswith("hook") or seen
     torch.testing.assert_close(
         loss, fastae.mse_loss(ae(x), target), atol=1e-2 if reason == "autocast" else 1e-6, rtol=1e-5

@@ -18,8 +18,6 @@ from torch.profiler import ProfilerActivity, profile
 from twins import plain_loss
 
 import fastae
-from fastae.engine.train_step import why_not
-from fastae.train.fit import fit
 
 
 def model(dtype: torch.dtype = torch.float32, **options: object) -> fastae.DenseAutoencoder:
@@ -319,43 +317,51 @@ class OwnLoss(fastae.DenseAutoencoder):
         return super().loss(x, target) + 0.01 * self.encode(x).abs().mean()
 
 
-def test_what_it_does_not_take_fit_trains_through_autograd(caplog: pytest.LogCaptureFixture) -> None:
+@pytest.mark.parametrize("precision", [None, "bfloat16"])
+def test_a_loss_of_ones_own_goes_by_autograd_and_says_so_once(
+    precision: str | None, caplog: pytest.LogCaptureFixture
+) -> None:
     torch.manual_seed(0)
     sparse = OwnLoss([17, 12, 5])
-    with pytest.raises(ValueError, match="its loss is not DenseAutoencoder's"):
-        fastae.TrainStep(sparse, adam(sparse), 16)
+    theirs = copy.deepcopy(sparse)
+    optimizer = adam(theirs)
     with caplog.at_level(logging.WARNING):
-        history = fit(sparse, DATA, epochs=3, batch_size=16, progress=False)
-    assert caplog.messages == [
-        "fit trains this model layer by layer through autograd, not by a TrainStep: its loss is not DenseAutoencoder's"
-    ]
+        step = fastae.TrainStep(sparse, adam(sparse), 16, precision)
+        for rows in BATCHES:
+            loss = step(DATA, rows)
+            optimizer.zero_grad()
+            with torch.autocast("cpu", torch.bfloat16, enabled=precision is not None):
+                wanted = theirs.loss(DATA[rows])
+            wanted.backward()
+            optimizer.step()
+            torch.testing.assert_close(loss, wanted.detach(), rtol=1e-6, atol=0)
+        sparse.encoder[0].bias.requires_grad_(False)
+        step(DATA[:16])  # built anew
+    assert caplog.messages == ["TrainStep calls the model's own loss through autograd: OwnLoss has a loss of its own"]
+
+
+def test_fit_takes_a_loss_of_ones_own_for_both_of_its_losses() -> None:
+    torch.manual_seed(0)
+    sparse = OwnLoss([17, 12, 5])
+    history = sparse.fit(DATA, epochs=3, batch_size=16, progress=False, validation_data=DATA[:9])
     assert history.loss[-1] < history.loss[0]
-    caplog.clear()
-    fit(model(), DATA, epochs=1, batch_size=16, progress=False)
-    assert caplog.messages == []
+    assert history.val_loss[-1] == pytest.approx(sparse.loss(DATA[:9]).item(), rel=1e-6)
 
 
-def test_why_not_names_the_obstacle() -> None:
-    assert why_not(model()) is None
-    assert why_not(nn.Linear(3, 3)) == "it is a Linear"
-    hooked = model()
-    hooked.decoder[0].register_forward_pre_hook(lambda *_: None)
-    assert why_not(hooked) == "a LinearAct has a hook"
-    foreign = model()
-    foreign.encoder[1] = nn.Linear(12, 5)
-    assert why_not(foreign) == "a layer is a Linear"
-    normed = model()
-    nn.utils.parametrizations.weight_norm(normed.encoder[0])
-    assert why_not(normed) == "a layer is a ParametrizedLinearAct"
+def test_a_loss_that_is_no_scalar_of_the_parameters_is_refused() -> None:
+    class Rows(fastae.DenseAutoencoder):
+        def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+            return self(x).mean(1)
+
+    ae = Rows([17, 5])
+    with pytest.raises(ValueError, match="the model's loss must be a scalar tensor that depends on its parameters"):
+        fastae.TrainStep(ae, adam(ae), 16)(DATA[:4])
 
 
-def test_fit_by_a_step_and_through_autograd_agree(monkeypatch: pytest.MonkeyPatch) -> None:
-    histories = []
-    for reason in (None, "a test"):
-        monkeypatch.setattr("fastae.train.fit.why_not", lambda _, reason=reason: reason)
-        histories.append(fit(model(), DATA, epochs=3, batch_size=16, progress=False))
-    torch.testing.assert_close(histories[0].loss, histories[1].loss, rtol=1e-5, atol=0)
-    torch.testing.assert_close(histories[0].val_loss, histories[1].val_loss, rtol=1e-5, atol=0)
+def test_another_model_is_refused() -> None:
+    layer = nn.Linear(3, 3)
+    with pytest.raises(TypeError, match=r"^TrainStep: model must be an autoencoder of fastae; got Linear$"):
+        fastae.TrainStep(layer, adam(layer), 16)
 
 
 # ---------------------------------------------------------------- on a GPU
@@ -372,8 +378,8 @@ def test_the_captured_step_trains_as_the_cpu_does(precision: str | None) -> None
     for rows in BATCHES * 4:
         loss = step(x, rows.to("cuda"))
         torch.testing.assert_close(loss.cpu(), theirs(DATA, rows), rtol=2e-2 if precision else 1e-3, atol=1e-5)
-    assert step._captured is not None
-    assert step._captured.graph is not None
+    assert step._graphed is not None
+    assert step._graphed.graph is not None
 
 
 @pytest.mark.gpu

@@ -4,8 +4,8 @@ import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import ACTIVATIONS, EAGER, normal, uniform
-from fastae_kernels import reference
+from cases import ACTIVATIONS, DTYPES, EAGER, normal, short, uniform
+from fastae_kernels.elementwise import ACTIVATIONS as TABLE
 from fastae_kernels.jit import activations
 from torch import Tensor
 
@@ -50,13 +50,13 @@ def powers(dtype: torch.dtype, low: int, high: int) -> Tensor:
 
 
 def test_tables_have_the_same_names() -> None:
-    assert list(activations.PAIRS) == list(reference.ACTIVATIONS) == list(reference.DIFFERENTIABLE) == list(EAGER)
+    assert list(activations.PAIRS) == list(TABLE) == list(EAGER)
     for name, (forward, backward) in activations.PAIRS.items():
         assert (forward.__name__, backward.__name__) == (f"{name}_fwd", f"{name}_bwd")
-    assert {a.saves for a in reference.ACTIVATIONS.values()} == {"y", "p", None}
+    assert {a.saves for a in TABLE.values()} == {"y", "p", None}
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=short)
 def test_expm1(dtype: torch.dtype) -> None:
     """exp is good to 2 eps, in numpy and in CUDA; where the series ends, at 0.35, that is 2 * 1.42 / 0.42 = 6.8 eps."""
     tiny = powers(dtype, -60 if dtype == torch.float32 else -300, 6)
@@ -68,14 +68,14 @@ def test_expm1(dtype: torch.dtype) -> None:
     torch.testing.assert_close(ends, torch.tensor([float("inf"), -1, float("nan")], dtype=dtype), equal_nan=True)
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=short)
 def test_log1p_unit(dtype: torch.dtype) -> None:
     tiny = powers(dtype, -100 if dtype == torch.float32 else -900, 0).clamp_max(1)
     for u in (tiny, torch.linspace(0, 1, 3001, dtype=dtype)):
         assert worst(apply(_log1p_unit, u), torch.log1p(u.double())) <= 4
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=short)
 def test_sigmoid(dtype: torch.dtype) -> None:
     """exp of a large argument carries the argument's own rounding, so a few eps at any size."""
     x = torch.linspace(-80, 80, 5001, dtype=dtype)
@@ -83,7 +83,7 @@ def test_sigmoid(dtype: torch.dtype) -> None:
 
 
 @pytest.mark.parametrize("name", ["tanh", "softplus", "elu", "sigmoid"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64], ids=short)
 def test_forward_keeps_relative_precision(name: str, dtype: torch.dtype) -> None:
     """Near 0 and in the tails alike: an absolute error would hide there behind larger numbers."""
     size = powers(dtype, -60, 6)
@@ -103,7 +103,7 @@ def test_derivatives_hold_out_to_the_tails(name: str) -> None:
         p = torch.linspace(1e-3, 1 - 1e-3, 4001, dtype=dtype)
     wide = p.double().requires_grad_()
     (truth,) = torch.autograd.grad(EAGER[name](wide).sum(), wide)
-    saved = EAGER[name](p.double()).to(dtype) if reference.ACTIVATIONS[name].saves == "y" else p
+    saved = EAGER[name](p.double()).to(dtype) if TABLE[name].saves == "y" else p
     result, one = torch.full_like(p, float("nan")), torch.ones_like(p)
     function = activations.PAIRS[name][1]
     _apply_backward_kernel[triton.cdiv(p.numel(), 1024),](one, saved, result, p.numel(), FUNCTION=function, BLOCK=1024)
@@ -115,13 +115,24 @@ def test_derivatives_hold_out_to_the_tails(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ACTIVATIONS)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_what_pytorch_keeps(name: str) -> None:
+    """`eager_saves`, which decides where PyTorch's own ops are as lean: beside x and w, the output or p."""
+    x, w, kept = normal(5, 4).requires_grad_(), normal(3, 4, seed=1).requires_grad_(), set[int]()
+    p = torch.nn.functional.linear(x, w)
+    with torch.autograd.graph.saved_tensors_hooks(lambda t: (kept.add(t.data_ptr()), t)[1], lambda t: t):
+        y = EAGER[name](p)
+    pointers = {p.data_ptr(): "p", y.data_ptr(): "y"}
+    assert {pointers[pointer] for pointer in kept} == ({TABLE[name].eager_saves} - {None})
+
+
+@pytest.mark.parametrize("name", ACTIVATIONS)
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
 def test_twins_differentiable_and_in_place_are_one_function(name: str, dtype: torch.dtype) -> None:
     p = uniform(40, 30, low=-0.2, high=1.2, dtype=dtype) if name == "logit" else 5 * normal(40, 30, dtype=dtype)
     dy = normal(40, 30, dtype=dtype, seed=1)
-    activation = reference.ACTIVATIONS[name]
+    activation = TABLE[name]
     leaf = p.clone().requires_grad_()
-    wanted = reference.DIFFERENTIABLE[name](leaf)
+    wanted = activation.differentiable(leaf)
     assert wanted.dtype == dtype
     apart, in_place = torch.full_like(p, float("nan")), p.clone()
     activation.forward(p, apart)

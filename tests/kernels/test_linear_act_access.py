@@ -1,20 +1,26 @@
 """What numbers cannot show: that kernels read their arguments and nothing else, and that half precision rounds once."""
 
+from collections.abc import Callable
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 import triton
 import triton.language as tl
-from cases import ACTIVATIONS, layer, normal, saved, strided, transposed
+from cases import TURNS, layer, normal, results_of, saved, short, strided, transposed
+from fastae_kernels.elementwise import MSE, LossKind
 from fastae_kernels.jit import linear_act as kernels
-from fastae_kernels.jit import linear_act_loss as linear_act_mse
-from fastae_kernels.jit import losses as mse_loss
-from fastae_kernels.jit import stack as stack_score
+from fastae_kernels.jit import linear_act_loss, losses, stack
+from fastae_kernels.jit.backend import TRITON
 from fastae_kernels.jit.tile_ops import tile_of
+from fastae_kernels.ops import Below, Criterion, Layer
+from fastae_kernels.reference import TORCH
 from torch import Tensor
 from triton.runtime.interpreter import InterpreterBuilder
 
 M, N, K = 35, 37, 33  # each just past a tile of 32
+View = Callable[[Tensor], Tensor]
 
 
 @pytest.fixture
@@ -23,7 +29,7 @@ def loads(monkeypatch: pytest.MonkeyPatch) -> list[np.ndarray]:
     seen: list[np.ndarray] = []
     load = InterpreterBuilder.create_masked_load
 
-    def noting(self: object, ptrs: object, mask: object, *args: object) -> object:
+    def noting(self: object, ptrs: Any, mask: Any, *args: object) -> object:
         seen.append(ptrs.data[mask.data])
         return load(self, ptrs, mask, *args)
 
@@ -47,8 +53,8 @@ def check(loads: list[np.ndarray], *arguments: Tensor) -> None:
     loads.clear()
 
 
-@pytest.mark.parametrize("view", [torch.clone, strided, transposed], ids=lambda v: v.__name__)
-def test_kernels_read_their_arguments_and_nothing_else(view: object, loads: list[np.ndarray]) -> None:
+@pytest.mark.parametrize("view", [torch.clone, strided, transposed], ids=short)
+def test_kernels_read_their_arguments_and_nothing_else(view: View, loads: list[np.ndarray]) -> None:
     x, w, b = map(view, layer("gelu", M, N, K, torch.float32))
     dy, s, s_below = view(normal(M, N)), view(normal(M, N, seed=1)), view(normal(M, K, seed=2))
     kernels.linear_act_fwd(x, w, b, "gelu", True)
@@ -66,30 +72,39 @@ def test_kernels_read_their_arguments_and_nothing_else(view: object, loads: list
     check(loads, dy, x, scale)
 
 
-@pytest.mark.parametrize("view", [torch.clone, strided, transposed], ids=lambda v: v.__name__)
+@pytest.mark.parametrize("view", [torch.clone, strided, transposed], ids=short)
 def test_fused_ops_read_their_arguments_and_nothing_else(
-    view: object, loads: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
+    view: View, loads: list[np.ndarray], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(linear_act_mse, "sum_rows", lambda partials, out: out)
+    """Of rows that do not count nothing is read, of columns that do not, the weights and the target are."""
+    monkeypatch.setattr(linear_act_loss, "sum_rows", lambda partials, out: out)
     x, w, b = map(view, layer("gelu", M, N, K, torch.float32))
     t, s_below, r = view(normal(M, N)), view(normal(M, K, seed=2)), view(normal(M, seed=3))
-    linear_act_mse.linear_act_mse(x, w, b, t, "gelu", "mean", r, True, True)
+    gelu, below = Layer(w, b, "gelu"), Below(s_below, "tanh")
+    criterion = Criterion(LossKind("huber", 0.7), row_weight=r)
+    linear_act_loss.linear_act_loss(x, gelu, t, criterion, True)
     check(loads, x, w, b, t, r)
-    linear_act_mse.decoder_mse(x, w, b, t, "gelu", "mean", s_below, "tanh", r)
+    linear_act_loss.decoder_loss(x, gelu, t, criterion, below)
     check(loads, x, w, b, t, r, s_below)
+    few = torch.tensor([9, 33, 9])[1]
+    criterion = Criterion(LossKind("huber", 0.7), "mean", r, N - 2, few)
+    linear_act_loss.linear_act_loss(x, gelu, t, criterion, True)
+    check(loads, x[:33], w, b, t[:33], r[:33], few)
+    linear_act_loss.decoder_loss(x, gelu, t, criterion, below)
+    check(loads, x[:33], w, b, t[:33], r[:33], s_below[:33], few)
     back, b_back = view(normal(K, N, seed=4)), view(normal(K, seed=5))
-    stack_score.stack_score(x, [w, back], [b, b_back], ["gelu", "tanh"])
+    stack.stack_score(x, [w, back], [b, b_back], ["gelu", "tanh"])
     check(loads, x, w, b, back, b_back)
-    stack_score.stack_encode(x, [w, back], [b, b_back], ["gelu", "tanh"])
+    stack.stack_encode(x, [w, back], [b, b_back], ["gelu", "tanh"])
     check(loads, x, w, b, back, b_back)
 
 
-def test_mse_reads_its_arguments_and_nothing_else(loads: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(mse_loss, "sum_rows", lambda partials, out: out)
+def test_loss_reads_its_arguments_and_nothing_else(loads: list[np.ndarray], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(losses, "sum_rows", lambda partials, out: out)
     for M, N in ((1, 5000), (70, 67), (129, 130)):
         for view in (torch.clone, strided, transposed):
             input, target = view(normal(M, N)), view(normal(M, N, seed=1))
-            mse_loss.mse(input, target, "mean", True)
+            losses.loss(input, target, MSE, "mean", True)
             check(loads, input, target)
 
 
@@ -109,20 +124,58 @@ def test_tiles_are_visited_once_each() -> None:
         assert not visits[rows].any()
 
 
-@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
-def test_half_precision_is_fp32_rounded_once(activation: str, dtype: torch.dtype) -> None:
+@pytest.mark.parametrize("activation", [activation for activation, _ in TURNS])
+def test_half_precision_is_fp32_rounded_once(activation: str) -> None:
     """The same inputs in fp32, the result rounded to nearest even: to the bit, since products of halves fit in fp32."""
+    number = [activation for activation, _ in TURNS].index(activation)
+    dtype = (torch.bfloat16, torch.float16)[number % 2]
+    M, N, K = (35, 37, 33) if number < 4 else (17, 19, 9)
     x, w, b = layer(activation, M, N, K, dtype)
     dy, s, s_below = normal(M, N, dtype=dtype), saved(activation, M, N, dtype), saved(activation, M, K, dtype)
 
-    def both(op: object, *args: object) -> None:
+    def both(op: Callable[..., Any], *args: object) -> None:
         mine, wide = op(*args), op(*[a.float() if isinstance(a, Tensor) else a for a in args])
-        for half, full in zip(*((r,) if isinstance(r, Tensor) else r for r in (mine, wide)), strict=True):
+        for half, full in zip(results_of(mine), results_of(wide), strict=True):
             assert torch.equal(half, full.to(dtype))
 
     both(kernels.linear_act_fwd, x, w, b, activation, True)
     both(kernels.act_bwd, dy, s, activation, True)
-    both(kernels.linear_dgrad_act, dy, w, s_below, activation)
-    both(kernels.linear_wgrad, dy, x, True)
-    both(mse_loss.mse, dy, normal(M, N, dtype=dtype, seed=5), "sum", True)
+    if number < 4:  # two of each dtype: the products know no activation
+        both(kernels.linear_dgrad_act, dy, w, s_below, activation)
+        both(kernels.linear_wgrad, dy, x, True)
+        kind = (MSE, LossKind("huber", 0.5))[number // 2]
+        both(losses.loss, dy, normal(M, N, dtype=dtype, seed=5), kind, "sum", True)
+
+
+# ---------------------------------------------------------------- offsets beyond int32
+
+
+def test_offsets_beyond_int32() -> None:
+    """Of one argument and of two, and of a step in the middle of a reduction; `fastae verify` has each argument alone.
+
+    Offsets reach past 2^31 elements; wrapped to int32 they would still land inside the memory, on zeros.
+    """
+    memory = torch.empty(2**32 + 4096, dtype=torch.float16)  # 8 GiB of addresses; only what is touched becomes memory
+
+    def far(rows: int, columns: int, by_row: bool) -> Tensor:
+        step = 2**31 // ((rows if by_row else columns) - 1) + 7
+        view = memory.as_strided((rows, columns), (step, 1) if by_row else (1, step), 2**31)
+        return view.copy_(torch.arange(1, rows * columns + 1).view(rows, columns) / 8)
+
+    def both(op: str, *args: Any) -> None:
+        mine, theirs = (results_of(getattr(ops, op)(*args)) for ops in (TRITON, TORCH))
+        for a, b in zip(mine, theirs, strict=True):
+            torch.testing.assert_close(a, b, rtol=2e-3, atol=0)
+
+    long = torch.ones(33, 2, dtype=torch.float16)
+    for by_row in (True, False):
+        a = far(3, 3, by_row)
+        both("linear_act_fwd", a, a, None, "gelu", True)
+        both("act_bwd", a, a, "silu", True)
+        both("linear_dgrad_act", a, a, a, "tanh")
+        both("linear_wgrad", a, a, True)
+        both("loss", a, torch.ones_like(a, memory_format=torch.contiguous_format), MSE, "mean", True)
+        both("linear_act_loss", a, Layer(a, None, "relu"), a, Criterion(MSE, "none"), True)
+        b = far(33, 2, True) if by_row else far(2, 33, False).t()  # 33 terms: the last step is what passes 2^31
+        both("linear_wgrad", b, long, True)
+        both("linear_act_fwd", b.t(), long.t(), None, "identity")

@@ -5,7 +5,11 @@ from collections.abc import Callable, Iterator
 import pytest
 import torch
 from cases import layer, normal
-from fastae_kernels import onednn, operands, reference
+from fastae_kernels import operands
+from fastae_kernels.elementwise import LossKind
+from fastae_kernels.onednn import ONEDNN
+from fastae_kernels.ops import Below, Criterion, Layer, Ops
+from fastae_kernels.reference import TORCH
 from torch import Tensor
 
 import fastae
@@ -110,8 +114,8 @@ def firsts(monkeypatch: pytest.MonkeyPatch) -> list[Tensor]:
 
 
 @pytest.mark.usefixtures("amx")
-@pytest.mark.parametrize("twin", [reference, onednn], ids=["torch", "onednn"])
-def test_no_twin_hands_over_rows_that_are_read_past(twin: object, firsts: list[Tensor]) -> None:
+@pytest.mark.parametrize("twin", [TORCH, ONEDNN], ids=["torch", "onednn"])
+def test_no_twin_hands_over_rows_that_are_read_past(twin: Ops, firsts: list[Tensor]) -> None:
     M, N, K = 35, 37, 33
     x, dp = padded(M, K), padded(N, M).mT  # dp.t() is the first operand of a weight gradient
     _, w, b = layer("relu", M, N, K, torch.bfloat16)
@@ -119,10 +123,13 @@ def test_no_twin_hands_over_rows_that_are_read_past(twin: object, firsts: list[T
     results = [
         *twin.linear_act_fwd(x, w, b, "relu", True), *twin.linear_act_fwd(x, w, None, "gelu", True),
         twin.linear_dgrad_act(padded(M, N), w, None, "identity"), *twin.linear_wgrad(dp, x, True),
-        *twin.linear_wgrad(dp, x, True, 0.5), twin.linear_act_mse(x, w, b, target, "identity", "mean", None, True)[1],
-        twin.linear_act_mse(x, w, b, target, "relu", "mean", None, True)[1],
-        twin.stack_encode(x, [w], [b], ["relu"]),
+        *twin.linear_wgrad(dp, x, True, 0.5), twin.stack_encode(x, [w], [b], ["relu"]),
     ]  # fmt: skip
+    for kind in (LossKind("mse"), LossKind("huber", 0.5)):
+        for activation in ("identity", "relu"):
+            layer_of = Layer(w, b, activation)
+            results += twin.linear_act_loss(x, layer_of, target, Criterion(kind), True)
+            results += twin.decoder_loss(x, layer_of, target, Criterion(kind), Below(x, "relu"))
     assert len(firsts) >= 8
     assert not any(map(past_the_end, firsts))
     assert all(t.isfinite().all() for t in results)

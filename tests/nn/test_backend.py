@@ -1,30 +1,26 @@
 """Which implementation runs: set_backend, use_backend, FASTAE_BACKEND, and what is said where Triton cannot run."""
 
+import importlib.util
 import os
 import re
 import subprocess
 import sys
+from types import ModuleType
 
 import pytest
 import torch
-from cases import layer
+from cases import layer, results_of
 from fastae_kernels import onednn
+from fastae_kernels.elementwise import MSE
+from fastae_kernels.jit.backend import TRITON
+from fastae_kernels.onednn import ONEDNN
+from fastae_kernels.ops import Criterion, Layer
+from fastae_kernels.reference import TORCH
 
 import fastae
 from fastae.nn import backend as _backend
 from fastae.nn import library as _ops
 
-BLOCKER = """
-import importlib.abc, sys
-class Blocker(importlib.abc.MetaPathFinder):
-    def find_spec(self, name, path=None, target=None):
-        if name.split(".")[0] == "triton":
-            raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Blocker())
-import importlib.util
-real = importlib.util.find_spec
-importlib.util.find_spec = lambda name, package=None: None if name.split(".")[0] == "triton" else real(name, package)
-"""
 CALL = "fastae.linear_act(torch.ones(2, 3), torch.ones(4, 3), torch.ones(4), 'gelu')"
 
 
@@ -100,16 +96,27 @@ def test_a_wrong_name(name: str, hint: str) -> None:
         fastae.set_backend(name)
 
 
+def imported(monkeypatch: pytest.MonkeyPatch, value: str | None) -> ModuleType:
+    """The module as a process with that environment variable has it."""
+    monkeypatch.delenv("FASTAE_BACKEND", raising=False)
+    if value is not None:
+        monkeypatch.setenv("FASTAE_BACKEND", value)
+    spec = importlib.util.spec_from_file_location("another_backend", _backend.__file__)
+    module = importlib.util.module_from_spec(spec)
+    monkeypatch.setitem(sys.modules, spec.name, module)
+    spec.loader.exec_module(module)
+    return module
+
+
 @pytest.mark.parametrize("name", ["auto", "torch", "onednn", "triton", None])
-def test_environment_variable(name: str | None) -> None:
-    assert output("import fastae; print(fastae.get_backend())", FASTAE_BACKEND=name) == (name or "auto")
+def test_environment_variable(name: str | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert imported(monkeypatch, name).get_backend() == (name or "auto")
 
 
-def test_a_wrong_environment_variable() -> None:
-    done = python("import fastae", FASTAE_BACKEND="tritom")
-    assert done.returncode == 1
-    text = "ValueError: FASTAE_BACKEND must be one of auto, torch, onednn, triton; got 'tritom'; did you mean 'triton'?"
-    assert done.stderr.strip().splitlines()[-1] == text
+def test_a_wrong_environment_variable(monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "FASTAE_BACKEND must be one of auto, torch, onednn, triton; got 'tritom'; did you mean 'triton'?"
+    with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
+        imported(monkeypatch, "tritom")
 
 
 def test_auto_on_a_gpu_goes_by_dtype_and_width(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -189,17 +196,38 @@ def test_where_onednn_makes_fp32_weight_gradients(monkeypatch: pytest.MonkeyPatc
     assert onednn._full_width.__wrapped__() == full
 
 
+def test_auto_decides_each_op_by_its_product(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Compiled code has the backend "auto": each call goes by in_features and by the multiply-adds of its batch."""
+    M, N, K = 2, 3, 5
+    x, w, b = layer("relu", M, N, K, torch.float32)
+    dp, asked = torch.ones(M, N), []
+
+    def resolve(x: torch.Tensor, width: int, multiply_adds: int, loss: bool) -> str:
+        asked.append((x.shape, width, multiply_adds, loss))
+        return "torch"
+
+    monkeypatch.setattr(_backend, "resolve", resolve)
+    auto = _backend.ops("auto")
+    for op, args, product in (
+        ("linear_act_fwd", (x, w, b, "relu"), (K, M * N * K, False)),
+        ("linear_dgrad_act", (dp, w, None, "identity"), (K, M * N * K, False)),
+        ("linear_wgrad", (dp, x, True), (K, M * N * K, False)),
+        ("linear_act_loss", (x, Layer(w, b, "relu"), dp, Criterion()), (K, M * N * K, True)),
+        ("act_bwd", (dp, dp, "relu"), (0, 0, False)),
+        ("loss", (dp, dp, MSE, "mean"), (0, 0, False)),
+    ):
+        found, wanted = (getattr(ops, op)(*args) for ops in (auto, TORCH))
+        for mine, theirs in zip(results_of(found), results_of(wanted), strict=True):
+            assert mine is theirs is None or torch.equal(mine, theirs)
+        assert asked.pop() == (args[0].shape, *product)
+    assert not asked
+
+
+def test_the_implementations_by_name() -> None:
+    assert [_backend.ops(name) for name in ("torch", "onednn", "triton")] == [TORCH, ONEDNN, TRITON]
+
+
 # ---------------------------------------------------------------- where Triton cannot run
-
-
-@pytest.mark.skipif(torch.cuda.is_available(), reason="a GPU is here, so Triton can run")
-def test_triton_without_gpu_or_interpreter_says_what_to_do() -> None:
-    done = python(f"import fastae, torch; fastae.set_backend('triton'); {CALL}")
-    assert done.returncode == 1
-    message = done.stderr.strip().splitlines()[-1]
-    assert message.startswith("RuntimeError: backend 'triton' cannot run here: Triton has no active driver")
-    assert "set TRITON_INTERPRET=1 before Python starts" in message
-    assert message.endswith("or call fastae.set_backend('auto')")
 
 
 def test_triton_in_the_interpreter_in_a_fresh_process() -> None:
@@ -207,28 +235,39 @@ def test_triton_in_the_interpreter_in_a_fresh_process() -> None:
     assert output(code, FASTAE_BACKEND="triton", TRITON_INTERPRET="1") == "True True"
 
 
-def test_without_triton_installed() -> None:
-    head = BLOCKER + "import fastae, torch\n"
-    assert output(head + f"y = {CALL}; print(tuple(y.shape))") == "(2, 4)"
-    backward = (
-        "x = torch.ones(2, 3, requires_grad=True); fastae.mse_loss(x, x.detach() + 1).backward(); print(x.grad[0, 0])"
-    )
-    assert output(head + backward, FASTAE_BACKEND="auto").startswith("tensor(-0.3333")
-    done = python(head + CALL, FASTAE_BACKEND="triton")
+def test_a_cpu_never_imports_triton_nor_needs_it() -> None:
+    """All works by the twins; without a GPU, or without Triton installed, that backend alone says what to do."""
+    code = f"""
+import fastae, importlib.util, sys, torch
+assert fastae.get_backend() == "onednn", "what FASTAE_BACKEND says"
+for name in ("onednn", "auto", "torch"):
+    fastae.set_backend(name)
+    layer = fastae.LinearAct(3, 4)
+    fastae.mse_loss(layer(torch.ones(2, 3)), torch.ones(2, 4)).backward()
+    fastae.linear_act_mse(torch.ones(2, 3), layer.weight, layer.bias, torch.ones(2, 4)).backward()
+    {CALL}
+print([m for m in sys.modules if m.split(".")[0] == "triton"])
+fastae.set_backend("triton")
+try:
+    print({CALL}.shape)
+except RuntimeError as error:
+    print(error)
+real = importlib.util.find_spec
+fastae.nn.backend.find_spec = lambda name, *package: None if name == "triton" else real(name, *package)
+fastae.set_backend("auto")
+print(tuple({CALL}.shape))
+fastae.set_backend("triton")
+{CALL}
+"""
+    done = python(code, FASTAE_BACKEND="onednn")
     assert done.returncode == 1
+    imported, message, shape = done.stdout.splitlines()
+    assert (imported, shape) == ("[]", "(2, 4)")
+    if not torch.cuda.is_available():
+        assert message.startswith("backend 'triton' cannot run here: Triton has no active driver")
+        assert "set TRITON_INTERPRET=1 before Python starts" in message
+        assert message.endswith("or call fastae.set_backend('auto')")
     text = (
         "RuntimeError: backend 'triton' cannot run here: Triton is not installed; pip install triton (Linux); or call"
     )
     assert done.stderr.strip().splitlines()[-1] == text + " fastae.set_backend('auto')"
-
-
-@pytest.mark.parametrize("name", ["auto", "torch", "onednn"])
-def test_a_cpu_never_imports_triton(name: str) -> None:
-    code = f"""
-import fastae, sys, torch
-layer = fastae.LinearAct(3, 4)
-fastae.mse_loss(layer(torch.ones(2, 3)), torch.ones(2, 4)).backward()
-{CALL}
-print([m for m in sys.modules if m.split(".")[0] == "triton"])
-"""
-    assert output(code, FASTAE_BACKEND=name) == "[]"

@@ -13,6 +13,7 @@ from torch._dynamo.testing import CompileCounterWithBackend
 
 import fastae
 from fastae import DenseAutoencoder, LinearAct
+from fastae.likelihoods import Huber
 
 # Dynamo itself instantiates autograd.Function, and Inductor imports TorchScript, which warn.
 pytestmark = [
@@ -135,7 +136,11 @@ def test_the_methods_of_an_autoencoder(method: str) -> None:
 def test_the_functions_and_the_loss() -> None:
     w, b = normal(4, 12).requires_grad_(), normal(4).requires_grad_()
     functions = {
-        "linear_act_mse": lambda x: fastae.linear_act_mse(x, w, b, x[:, :4].detach(), "relu"),
+        "linear_act_mse and linear_act_loss": lambda x: (
+            fastae.linear_act_mse(x, w, b, x[:, :4].detach(), "relu")
+            + fastae.linear_act_loss(x, w, b, x[:, :4].detach(), "relu", Huber(0.3), "sum")
+            + fastae.linear_act_loss(x, w, b, x[:, :4].detach(), "gelu", "huber")
+        ),
         "MSELoss": lambda x: fastae.MSELoss()(fastae.linear_act(x, w, b, "tanh"), x[:, :4]),
         "three dimensions": lambda x: fastae.linear_act(x.view(-1, 1, 12), w, b, "silu").sum(),
     }
@@ -208,7 +213,7 @@ def test_export_is_plain_pytorch(activation: str, tied: bool) -> None:
         torch.testing.assert_close(program.module()(x), model(x), rtol=1e-4, atol=1e-5)
 
 
-def test_export_of_a_patched_model_and_of_a_loss() -> None:
+def test_export_of_a_patched_model_and_of_losses() -> None:
     model = Net().eval()
     fastae.patch(model)
 
@@ -220,7 +225,15 @@ def test_export_of_a_patched_model_and_of_a_loss() -> None:
         def forward(self, x: Tensor) -> Tensor:
             return self.ae.loss(x)
 
-    for exported in (model, Loss()):
+    class LinearLoss(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.fc = nn.Linear(12, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return fastae.linear_act_loss(x, self.fc.weight, self.fc.bias, x, "sigmoid", "huber", "none")
+
+    for exported in (model, Loss(), LinearLoss()):
         program = torch.export.export(exported, (normal(5, 12),), dynamic_shapes=({0: torch.export.Dim("rows")},))
         assert not any("fastae" in str(node.target) for node in program.graph.nodes)
         x = normal(9, 12, seed=1)
@@ -249,7 +262,7 @@ def test_torchscript_is_refused_with_the_ways_out() -> None:
                 RuntimeError, match=rf"^{name}: the caller must not be TorchScript .* use torch\.compile"
             ):
                 function(module, *arguments)
-    for function in (fastae.linear_act, fastae.linear_act_mse, fastae.mse_loss):
+    for function in (fastae.linear_act, fastae.linear_act_loss, fastae.linear_act_mse, fastae.mse_loss):
         with pytest.raises(RuntimeError, match=rf"^{function.__name__}: the caller must not be TorchScript"):
             torch.jit.script(function)
     fastae.unpatch(patched)

@@ -113,7 +113,7 @@ ERRORS = {
 
 
 @pytest.mark.parametrize("case", ERRORS)
-def test_error(case: str, backend: str) -> None:
+def test_error(case: str) -> None:
     call, kind, text = ERRORS[case]
     with pytest.raises(kind, match=f"^{re.escape(text)}$"):
         call()
@@ -206,4 +206,4 @@ def test_deepcopy_and_pickle() -> None:
 
 def test_public_names_exist() -> None:
     assert all(hasattr(fastae, name) for name in fastae.__all__)
-    assert {"LinearAct", "MSELoss", "linear_act", "mse_loss", "use_backend"} <= set(fastae.__all__)
+    assert {"LinearAct", "MSELoss", "linear_act", "linear_act_loss", "mse_loss", "use_backend"} <= set(fastae.__all__)

@@ -1,7 +1,16 @@
-"""What the kernel tests have in common: dtypes, hostile shapes, awkward views, sensible numbers for each activation."""
+"""What the kernel tests have in common: dtypes, hostile shapes, awkward views, sensible numbers for each activation,
+losses in closed form, the three-way rule for an op."""
+
+from collections.abc import Callable
+from typing import Any
 
 import torch
-from fastae_kernels.reference import ACTIVATIONS as TABLE
+import torch.nn.functional as F
+from accuracy import check_all
+from fastae_kernels.elementwise import ACTIVATIONS as TABLE
+from fastae_kernels.elementwise import LossKind
+from fastae_kernels.jit.backend import TRITON
+from fastae_kernels.reference import TORCH
 from torch import Tensor
 
 from fastae.verify.inputs import EAGER as EAGER  # the activations as a user writes them in PyTorch
@@ -9,9 +18,19 @@ from fastae.verify.inputs import EAGER as EAGER  # the activations as a user wri
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 ACTIVATIONS = tuple(TABLE)
 
+# Every activation and every dtype, but not every pair of them: those are `fastae verify`'s
+TURNS = tuple((activation, DTYPES[i % len(DTYPES)]) for i, activation in enumerate(ACTIVATIONS))
+
 # M, N, K: one, odd, one row or column, just past a tile of 32, several tiles each way
 SHAPES = ((1, 1, 1), (3, 5, 7), (1, 33, 2), (33, 1, 17), (5, 2, 65), (70, 37, 96))
 EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 4), (0, 3, 0), (3, 0, 0), (0, 0, 0))
+
+
+def short(value: object) -> str:
+    """The name of a case: of a dtype, of a loss, of a view."""
+    if isinstance(value, LossKind):
+        return f"{value.name}-{value.setting}" if value.setting else value.name
+    return str(getattr(value, "__name__", value)).removeprefix("torch.")
 
 
 def normal(*shape: int, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -50,6 +69,58 @@ def saved(activation: str, M: int, N: int, dtype: torch.dtype) -> Tensor | None:
     return (EAGER[activation](p) if what == "y" else p).to(dtype)
 
 
+# ---------------------------------------------------------------- losses
+
+KINDS = (LossKind("mse"), *(LossKind("huber", delta) for delta in (1.0, 0.3, 2.5, 0.7)))
+
+
+def loss_of(kind: LossKind, e: Tensor) -> Tensor:
+    """The loss of each error y - t, as a book has it."""
+    size, delta = e.abs(), kind.setting
+    if kind.name == "huber":
+        return torch.where(size <= delta, e * e / 2, delta * (size - delta / 2))
+    return {"mse": e * e}[kind.name]
+
+
+def slope_of(kind: LossKind, e: Tensor) -> Tensor:
+    """Its derivative by y."""
+    slopes = {"mse": lambda: 2 * e, "huber": lambda: e.clamp(-kind.setting, kind.setting)}
+    return slopes[kind.name]()
+
+
+def eager_loss(kind: LossKind) -> Callable[..., Tensor]:
+    """PyTorch's own, of (y, t, reduction=...)."""
+    if kind.name == "huber":
+        return lambda y, t, reduction: F.huber_loss(y, t, reduction=reduction, delta=kind.setting)
+    return {"mse": F.mse_loss}[kind.name]
+
+
+# ---------------------------------------------------------------- the three-way rule for an op
+
+
+def wide(argument: Any) -> Any:
+    """fp64, of a tensor or of all those in a tuple or a list."""
+    if isinstance(argument, Tensor):
+        return argument.double() if argument.is_floating_point() else argument
+    if hasattr(argument, "_fields"):  # a Layer, a Criterion
+        return type(argument)(*map(wide, argument))
+    return type(argument)(map(wide, argument)) if isinstance(argument, (list, tuple)) else argument
+
+
+def results_of(result: Tensor | tuple[Tensor | None, ...]) -> tuple[Tensor | None, ...]:
+    return (result,) if isinstance(result, Tensor) else result
+
+
+def three_ways(op: str, *args: Any, floor: float | None = None, **options: Any) -> tuple[Tensor | None, ...]:
+    """The results of the kernel, held to its twin in the same dtype and in fp64 on the same numbers."""
+    kernel, twin = getattr(TRITON, op), getattr(TORCH, op)
+    truth = twin(*map(wide, args), **{name: wide(option) for name, option in options.items()})
+    result = results_of(kernel(*args, **options))
+    check_all(result, results_of(twin(*args, **options)), results_of(truth), floor)
+    assert all(t is None or t.is_contiguous() for t in result)
+    return result
+
+
 # ---------------------------------------------------------------- views; what lies between their elements is NaN
 
 
@@ -76,6 +147,11 @@ def expanded_columns(t: Tensor) -> Tensor:
 def expanded(t: Tensor) -> Tensor:
     """One number for all, as sum().backward() hands it on."""
     return t.reshape(-1)[:1].view([1] * t.dim()).expand(t.shape)
+
+
+def flat(view: Callable[[Tensor], Tensor]) -> Callable[[Tensor], Tensor]:
+    """That view of a vector, or a copy where one axis has none."""
+    return view if view in (strided, expanded) else torch.clone
 
 
 VIEWS = (strided, transposed, expanded_rows, expanded_columns, expanded)

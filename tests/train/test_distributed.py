@@ -157,10 +157,10 @@ def test_parameters_that_only_some_ranks_use(pair: Pair) -> None:
 
 
 def mean_of_some() -> list[Any]:
-    from fastae.engine.all_reduce import Mean
+    from fastae.engine.all_reduce import GradientAllReduce
 
     a, b, c = (torch.nn.Parameter(torch.zeros(n)) for n in (2, 2, 1))
-    mean = Mean([a, b, c], dist.group.WORLD)
+    mean = GradientAllReduce([a, b, c], dist.group.WORLD)
     both = torch.full((1,), 3.0)
     mine = (torch.ones(2), None, both) if dist.get_rank() == 0 else (None, None, both)
     mean(1.0, mine, 3 if dist.get_rank() == 0 else 1)

@@ -15,7 +15,7 @@ from fastae.verify import command
 from fastae.verify.findings import PARTS, Finding, announce, announced, emit, named, parse
 
 ROOT = Path(__file__).parents[2]
-GOOD = Finding("numerics", "mse", "float32", "M=3 N=5 K=7, dinput", "", "interpreter", "1.0e-07", "6.0e-07", True)
+GOOD = Finding("numerics", "loss", "float32", "M=3 N=5 K=7, dinput", "", "interpreter", "1.0e-07", "6.0e-07", True)
 BAD = replace(GOOD, op="act_bwd", figure="2.0e-03", ok=False, detail="result 0: Frobenius error 2.00e-03")
 
 
@@ -84,8 +84,8 @@ def test_a_failure_is_printed_in_full(run, children) -> None:
 def test_one_line_for_each_op(run, children) -> None:
     children[0]["numerics"] += [replace(GOOD, dtype="float64", figure="5.9e-07")] * 3
     _, out, _ = run("--numerics")
-    (line,) = [line for line in out.splitlines() if " mse " in line]
-    assert " ".join(line.split()) == "numerics mse fp32 fp64 interpreter 5.9e-07 of 6.0e-07 4 0 ok"
+    (line,) = [line for line in out.splitlines() if " loss " in line]
+    assert " ".join(line.split()) == "numerics loss fp32 fp64 interpreter 5.9e-07 of 6.0e-07 4 0 ok"
     _, out, _ = run("--numerics", "--all")
     assert out.count("M=3 N=5 K=7, dinput") == 4
 
@@ -136,9 +136,9 @@ def test_a_child_that_raises(run, children) -> None:
 
 def test_nothing_found_is_no_proof(run, children) -> None:
     children[0]["traffic"].clear()
-    code, out, _ = run("--traffic", "--only", "mse")
+    code, out, _ = run("--traffic", "--only", "loss")
     assert code == 1
-    assert "traffic   did not finish: traffic reported nothing about 'mse'" in out
+    assert "traffic   did not finish: traffic reported nothing about 'loss'" in out
 
 
 def test_children_have_an_environment_of_their_own_and_come_two_at_a_time(run, children, monkeypatch, tmp_path) -> None:
@@ -165,12 +165,12 @@ note("-")
 
 
 def test_arguments_of_the_children() -> None:
-    options = command.Options(PARTS, True, 5, ("sm_90",), "mse")
+    options = command.Options(PARTS, True, 5, ("sm_90",), "loss")
     assert command._arguments("numerics", options)[1:] == [
-        "-m", "fastae.verify.numerics", "--seed", "5", "--quick", "--only", "mse",
+        "-m", "fastae.verify.numerics", "--seed", "5", "--quick", "--only", "loss",
     ]  # fmt: skip
     assert command._arguments("compile", options)[1:] == [
-        "-m", "fastae.verify.compilation", "--seed", "5", "--quick", "--only", "mse", "--target", "sm_90",
+        "-m", "fastae.verify.compilation", "--seed", "5", "--quick", "--only", "loss", "--target", "sm_90",
     ]  # fmt: skip
     assert command._arguments("numerics", command.Options(device="cuda"))[-2:] == ["--device", "cuda"]
 
@@ -260,22 +260,22 @@ def test_a_folder_that_cannot_be_written(run, children) -> None:
 
 def test_findings_and_announcements_cross(capsys) -> None:
     emit(BAD)
-    announce("mse", "float32, M=3")
+    announce("loss", "float32, M=3")
     first, second = capsys.readouterr().out.splitlines()
     assert parse(first) == BAD
     assert announced(first) is None
     assert parse(second) is None
-    assert announced(second) == ("mse", "float32, M=3")
+    assert announced(second) == ("loss", "float32, M=3")
     for line in ("", "warning: something", "[]", "3", '{"part": "numerics"}'):
         assert parse(line) is None
         assert announced(line) is None
 
 
 def test_one_name_for_a_kernel_and_its_launcher() -> None:
-    assert named("_mse_kernel", "mse")
-    assert named("mse", "_mse_kernel")
-    assert named("mse", None)
-    assert not named("mse", "linear_act_mse")
+    assert named("_loss_kernel", "loss")
+    assert named("loss", "_loss_kernel")
+    assert named("loss", None)
+    assert not named("loss", "linear_act_loss")
 
 
 # ---------------------------------------------------------------- the real thing
@@ -294,11 +294,11 @@ def test_for_real(tmp_path) -> None:
     runs = []
     for number in range(2):
         file = tmp_path / f"{number}.json"
-        done = fastae("--numerics", "--quick", "--only", "_mse_kernel", "--seed", 11, "--json", file)
+        done = fastae("--numerics", "--quick", "--only", "_loss_kernel", "--seed", 11, "--json", file)
         assert done.returncode == 0, done.stdout + done.stderr
         runs.append(json.loads(file.read_text())["findings"])
     assert runs[0] == runs[1]
-    assert {f["op"] for f in runs[0]} == {"mse", "_mse_kernel"}
+    assert {f["op"] for f in runs[0]} == {"loss", "_loss_kernel"}
     assert {f["dtype"] for f in runs[0]} >= {"float32", "float16", "bfloat16", "float64"}
 
 

@@ -20,9 +20,9 @@ def test_the_quick_part_holds_on_two_makers_gpus() -> None:
     assert {found["part"] for found in findings} == {"compile"}
     assert {found["target"] for found in findings} == {"sm_90", "gfx942"}
     kernels = {found["op"] for found in findings}
-    assert {"_linear_act_fwd_kernel", "_decoder_mse_kernel", "_linear_wgrad_kernel", "_stack_score_kernel"} <= kernels
+    assert {"_linear_act_fwd_kernel", "_decoder_loss_kernel", "_linear_wgrad_kernel", "_stack_score_kernel"} <= kernels
     assert [found for found in findings if not found["ok"]] == []
-    decoder = next(f for f in findings if f["op"] == "_decoder_mse_kernel" and f["target"] == "sm_90")
+    decoder = next(f for f in findings if f["op"] == "_decoder_loss_kernel" and f["target"] == "sm_90")
     assert "HGMMA" in decoder["figure"]
     assert " 0 spills" in decoder["figure"]
     assert "16] B, loads" in decoder["figure"]  # the copies
@@ -49,7 +49,8 @@ import os, sys, torch
 sys.path.insert(0, os.getcwd())
 import faulty
 from fastae.verify.compilation import Compiled, finding, problems
-from fastae_emulator.driver import Recorder, on_target
+from fastae_emulator.driver import on_target
+from fastae_emulator.launches import Recorder
 
 def budgets_of(size, warps, stages):
     with on_target("sm_80", recorder := Recorder()):

@@ -4,7 +4,7 @@ excludes it."""
 import json
 
 from children import child
-from fastae_kernels.reference import ACTIVATIONS
+from fastae_kernels.elementwise import ACTIVATIONS, LOSSES
 
 from fastae.verify.execution import TARGETS, cases
 
@@ -19,11 +19,15 @@ def test_every_op_and_activation_has_its_turn() -> None:
     assert len(ops) == 9
     for op in ops:
         activations = {a for _, _, name, a in seen if name == op}
-        assert activations >= (set(ACTIVATIONS) if op not in ("linear_wgrad", "mse") else {"identity"})
+        assert activations >= (set(ACTIVATIONS) if op not in ("linear_wgrad", "loss") else {"identity"})
         assert {precision for _, precision, name, _ in seen if name == op} >= {
             "bfloat16", "float16", "tf32", "float32", "float64",
         }  # fmt: skip
-    for op in ("linear_act_fwd", "linear_dgrad_act", "linear_act_mse", "decoder_mse"):
+    losses = {(target, case.op, case.loss) for target in TARGETS for _, case in cases(target, False, 0)}
+    assert {(op, loss) for _, op, loss in losses} >= {
+        (op, loss) for op in ("loss", "linear_act_loss", "decoder_loss", "stack_score") for loss in LOSSES
+    }
+    for op in ("linear_act_fwd", "linear_dgrad_act", "linear_act_loss", "decoder_loss"):
         for target in TARGETS:
             for precision in ("bfloat16", "float32"):
                 own = {a for t, p, name, a in seen if (t, p, name) == (target, precision, op)}
@@ -52,7 +56,7 @@ for target, precision in (("sm_80", "bfloat16"), ("sm_90", "bfloat16"), ("sm_100
     print(found.ok, found.op, found.detail)
 
 case = Case("linear_act_fwd", torch.float32, (33, 17, 20), "relu", (("bias", True), ("keep_p", False)))
-right = execution._backend.op
+right = execution.implementation
 
 def wrong(backend, name):
     launcher = right(backend, name)
@@ -63,7 +67,7 @@ def wrong(backend, name):
         return y * 1.001, p
     return off
 
-execution._backend.op = wrong
+execution.implementation = wrong
 found = execution.measure(case, "float32", "sm_80")
 print(found.problem[:23])
 """

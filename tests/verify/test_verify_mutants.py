@@ -58,8 +58,8 @@ def mutate(tmp_path: Path) -> object:
 
 def test_a_dropped_mask(mutate) -> None:
     front = mutate("losses.py", r"(tl\.store\(dinput_ptr .*), mask=mask\)", r"\1)")
-    found = failures("numerics", "mse", front=front)
-    assert names(found) == {"mse"}
+    found = failures("numerics", "loss", front=front)
+    assert names(found) == {"loss"}
     assert any("elements written outside a buffer" in str(f["detail"]) for f in found)
 
 
@@ -74,8 +74,8 @@ def test_a_swapped_stride(mutate) -> None:
 def test_a_load_without_other(mutate) -> None:
     """In the interpreter the numbers are right."""
     front = mutate("losses.py", r"(input = tl\.load\(.*), other=0\.0\)", r"\1)")
-    (found,) = failures("numerics", "mse", front=front)
-    assert (found["part"], found["op"], found["figure"]) == ("lint", "_mse_kernel", "other")
+    (found,) = failures("numerics", "loss", front=front)
+    assert (found["part"], found["op"], found["figure"]) == ("lint", "_loss_kernel", "other")
     assert str(found["detail"]).startswith("losses.py:")
 
 
@@ -92,16 +92,16 @@ def test_an_fp16_accumulator(mutate) -> None:
 def test_an_int32_offset(mutate) -> None:
     """By the source, and by the numbers of rows that lie 2^30 elements apart."""
     front = mutate("tile_ops.py", r"pid\.to\(tl\.int64\) \* BLOCK", "pid * BLOCK")
-    found = failures("numerics", "mse", front=front)
-    assert names(found) == {"mse"}
+    found = failures("numerics", "loss", front=front)
+    assert names(found) == {"loss"}
     assert {f["figure"] for f in found if f["part"] == "lint"} == {"int32"}
     assert any("far apart" in str(f["shape"]) for f in found)
 
 
 def test_a_tile_that_spills(mutate) -> None:
     front = mutate("tiles.py", r'(DECODER_TILES.*?\("ampere", "half"\): )Tile\([^)]*\)', r"\1Tile(64, 128, 256, 4, 1)")
-    found = failures("compilation", "decoder_mse", "--target", "sm_80", front=front)
-    assert names(found) == {"decoder_mse"}
+    found = failures("compilation", "decoder_loss", "--target", "sm_80", front=front)
+    assert names(found) == {"decoder_loss"}
     assert any("spills" in str(f["detail"]) for f in found)
 
 
@@ -110,7 +110,7 @@ def test_a_tile_that_spills(mutate) -> None:
 BREAK = """
 import re
 from fastae.verify import execution
-from fastae_emulator import driver
+from fastae_emulator import launches
 from fastae_emulator import ptx
 
 def broken(text):
@@ -119,7 +119,7 @@ def broken(text):
     assert found, "the code has none"
     return ptx.assemble(text[:found[-1].start()] + text[found[-1].end():])
 
-driver.assemble = broken
+launches.assemble = broken
 execution.main()
 """
 
@@ -142,5 +142,5 @@ def test_without(target: str, pattern: str, error: str) -> None:
 
 def test_nothing_is_held_against_kernels_that_are_whole() -> None:
     """The same runs, with nothing broken."""
-    assert failures("numerics", "mse") == []
+    assert failures("numerics", "loss") == []
     assert failures("execution", "linear_act_fwd", "--target", "sm_80") == []

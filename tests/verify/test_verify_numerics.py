@@ -9,9 +9,9 @@ from cases import ACTIVATIONS
 from fastae_emulator import poison
 from fastae_emulator.accuracy import FLOOR, check, check_all, compare, errors
 from fastae_emulator.poison import FENCE, poisoned
+from fastae_kernels.ops import Ops
 from torch import Tensor
 
-from fastae.nn import backend as _backend
 from fastae.verify import numerics
 from fastae.verify.cases import DTYPES, OPS, SHAPES, Case, drawn, grid
 from fastae.verify.inputs import EAGER, FAR, VIEWS, Draw
@@ -20,8 +20,9 @@ from fastae.verify.inputs import EAGER, FAR, VIEWS, Draw
 
 
 def test_every_op_is_looked_at() -> None:
-    helper = {"sum_together"}  # writes into its arguments: test_sums.py, and whatever here leaves parts to be summed
-    assert set(OPS) | helper == set(_backend.KERNELS)
+    # sum_partials writes into its arguments: test_sums.py, and all that leave parts to be summed; gather is ATen's
+    others = {"sum_partials", "gather", "fits_decoder", "fits_stack"}
+    assert set(OPS) | others == {name for name in vars(Ops) if not name.startswith("_")}
 
 
 @pytest.mark.parametrize("quick", [True, False])
@@ -50,15 +51,16 @@ def test_fresh_cases_follow_from_the_seed() -> None:
         assert list(drawn(name, 3, 9)) == list(drawn(name, 3, 9))
         assert list(drawn(name, 3, 9))[:4] == list(drawn(name, 3, 4))
         assert list(drawn(name, 3, 9)) != list(drawn(name, 4, 9))
-    many = list(drawn("linear_act_mse", 0, 300))
+    many = list(drawn("linear_act_loss", 0, 300))
     assert {c.dtype for c in many} == set(DTYPES)
     assert {c.activation for c in many} == set(ACTIVATIONS)
     assert {view for c in many for _, view in c.views} == set(VIEWS)
 
 
 def test_a_case_gives_the_same_numbers_each_time() -> None:
-    case = next(drawn("linear_act_mse", 5, 1))
-    for first, again in zip(case.arguments("cpu"), case.arguments("cpu"), strict=True):
+    case = next(drawn("linear_act_loss", 5, 1))
+    flat = [list(numerics._flat(list(case.arguments("cpu")))) for _ in range(2)]
+    for first, again in zip(*flat, strict=True):
         assert torch.equal(first, again) if isinstance(first, Tensor) else first == again
     other = Case(case.op, case.dtype, case.shape, case.activation, case.options, case.views, case.seed + 1)
     assert not torch.equal(case.arguments("cpu")[0], other.arguments("cpu")[0])
@@ -189,9 +191,11 @@ def _raises(dy: Tensor) -> tuple[Tensor, Tensor]:
     ],
 )
 def test_what_is_seen(monkeypatch: pytest.MonkeyPatch, launcher, problem: str) -> None:
-    op = _backend.op
+    real = numerics.implementation
     monkeypatch.setattr(
-        _backend, "op", lambda backend, name: (lambda *a: launcher(a[0])) if backend == "triton" else op(backend, name)
+        numerics,
+        "implementation",
+        lambda backend, name: (lambda *a: launcher(a[0])) if backend == "triton" else real(backend, name),
     )
     found = numerics.measure(CASE)
     assert found.problem.startswith(problem)
@@ -203,15 +207,15 @@ def test_a_failure_can_be_repeated(monkeypatch: pytest.MonkeyPatch, capsys) -> N
     """Its finding has the command, and the command the same case."""
     monkeypatch.setattr(numerics, "measure", lambda case, device: compare(*[torch.zeros(2, dtype=torch.float64)] * 3))
     bad = compare(torch.ones(2), torch.zeros(2), torch.zeros(2, dtype=torch.float64))
-    fresh = list(drawn("mse", 77, numerics.FRESH[True]))
+    fresh = list(drawn("loss", 77, numerics.FRESH[True]))
     monkeypatch.setattr(numerics, "measure", lambda case, device: bad if case in fresh else compare(
         *[torch.zeros(2, dtype=torch.float64)] * 3))  # fmt: skip
-    numerics.run(True, 77, "mse")
+    numerics.run(True, 77, "loss")
     lines = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
     failed = [line for line in lines if line.get("ok") is False]
     assert [f["shape"] for f in failed] == [case.describe() for case in fresh]
-    assert failed[0]["detail"].endswith("; again: fastae verify --numerics --quick --seed 77 --only mse")
-    assert [line["next"][0] for line in lines if "next" in line] == ["mse"] * (len(lines) // 2)
+    assert failed[0]["detail"].endswith("; again: fastae verify --numerics --quick --seed 77 --only loss")
+    assert [line["next"][0] for line in lines if "next" in line] == ["loss"] * (len(lines) // 2)
 
 
 # ---------------------------------------------------------------- poison
@@ -288,7 +292,9 @@ def test_the_same_bits_every_time(monkeypatch: pytest.MonkeyPatch, capsys) -> No
     fair = json.loads(capsys.readouterr().out)
     assert (fair["figure"], fair["limit"], fair["ok"]) == ("3 of 3 alike", "bitwise", True)
     counter = itertools.count()
-    monkeypatch.setattr(_backend, "op", lambda *_: lambda *a: torch.tensor([-0.0, 0.0])[next(counter) % 2].clone())
+    monkeypatch.setattr(
+        numerics, "implementation", lambda *_: lambda *a: torch.tensor([-0.0, 0.0])[next(counter) % 2].clone()
+    )
     numerics._on_the_gpu(CASE, "cpu", "--seed 0", False)
     odd = json.loads(capsys.readouterr().out)
     assert (odd["figure"], odd["ok"]) == ("2 of 3 alike", False)

@@ -1,11 +1,12 @@
-"""A machine that executes the PTX which Triton compiled for sm_80, sm_90 and sm_100, on a CPU, in numpy.
+"""PTX emulator in numpy: executes on a CPU the kernels that Triton compiled for sm_80, sm_90 and sm_100.
 
-What it knows stands in its table of opcodes and qualifiers; anything else is refused before a kernel runs: tensor
-descriptors (TMA), named barriers, clusters, warp specialisation, fp8.
+A table lists the implemented opcodes and qualifiers; anything else is refused before a kernel runs: tensor descriptors
+(TMA), named barriers, clusters, warp specialisation, fp8.
 
-What it shows is a property of the PTX, not of what ptxas and the chip make of it. Approximate functions and the sums
-of tensor cores are exact here and rounded once. The lanes of a warp run in step, so races inside a warp are not looked
-for, nor races between blocks. The layouts of wgmma and tcgen05 are those of the PTX ISA, never compared with a GPU.
+Findings are properties of the PTX, not of the machine code that ptxas makes of it, nor of a chip. Approximate functions
+and the sums of tensor cores are exact here and rounded once. The lanes of a warp run in step, so races inside a warp
+are not looked for, nor races between blocks. The layouts of wgmma and tcgen05 are those of the PTX ISA, never compared
+with a GPU.
 """
 
 from fastae_emulator.ptx.code import Code, assemble

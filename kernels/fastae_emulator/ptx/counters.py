@@ -1,19 +1,14 @@
-"""What a launch did, counted by the machine as it ran."""
+"""Counters of a launch: instructions, tensor-core operations, bytes, sectors and bank conflicts."""
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastae_emulator.ptx.scalars import Array
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.code import Code
-    from fastae_emulator.ptx.machine import Machine
-    from fastae_emulator.ptx.memory import GlobalMemory
+from fastae_emulator.ptx.text import Program
 
 SECTOR = 32  # bytes: the unit in which global memory is fetched
 BANKS = 32  # of 4 bytes each
@@ -29,7 +24,7 @@ class TensorTraffic:
 
 @dataclass(frozen=True)
 class Counters:
-    """Of one launch, or of the blocks of it that were executed. Without counting, the last group is empty."""
+    """Counts of one launch, or of the blocks of it that were executed. Without counting, the last group is empty."""
 
     blocks: int
     blocks_in_grid: int
@@ -46,7 +41,7 @@ class Counters:
     sectors_read: int = 0  # over all warp requests: caches are not modelled
     sectors_written: int = 0
     sector_bytes: int = 0  # of those sectors, the bytes that lie in a tensor: at its ends a sector has less than 32
-    sector_bytes_used: int = 0  # the bytes somebody asked for
+    sector_bytes_used: int = 0  # the bytes that were asked for
     shared_requests: int = 0
     bank_conflicts: int = 0  # shared-memory wavefronts beyond the fewest that the request's bytes need
 
@@ -64,9 +59,9 @@ class Counters:
 class Tally:
     """Collects while the machine runs. `issued` is always kept; the rest only when `counting`, which takes time."""
 
-    def __init__(self, code: Code, counting: bool) -> None:
-        self.code, self.counting = code, counting
-        self.issued = [0] * len(code.steps)
+    def __init__(self, program: Program, counting: bool) -> None:
+        self.program, self.counting = program, counting
+        self.issued = [0] * len(program.instructions)
         self.tensor_core: Counter[str] = Counter()
         self.flops = 0
         self.widths: dict[bool, Counter[int]] = {False: Counter(), True: Counter()}
@@ -80,7 +75,8 @@ class Tally:
         self.tensor_core[name] += times
         self.flops += 2 * m * n * k * times
 
-    def global_request(self, machine: Machine, addresses: Array, lanes: Array, width: int, write: bool) -> None:
+    def global_request(self, addresses: Array, lanes: Array, width: int, write: bool) -> Array:
+        """Count a request of some lanes, and return the addresses of the sectors that it moves."""
         warps = lanes // 32
         order = np.lexsort((addresses, warps))
         warps, addresses = warps[order], addresses[order]
@@ -92,7 +88,8 @@ class Tally:
         sectors = addresses // SECTOR
         fresh[1:] = (warps[1:] != warps[:-1]) | (sectors[1:] != sectors[:-1])
         self.sectors[write] += int(fresh.sum())
-        self.sector_bytes += machine.memory.bytes_within(sectors[fresh] * SECTOR, SECTOR)
+        moved: Array = sectors[fresh] * SECTOR
+        return moved
 
     def touch(self, mask: Array, start: int, offsets: Array, count: int) -> None:
         """Mark `count` elements at these offsets of an allocation as touched."""
@@ -100,8 +97,8 @@ class Tally:
         for i in range(count):
             mask[first + i] = np.iinfo(mask.dtype).max
 
-    def shared_request(self, machine: Machine, addresses: Array, lanes: Array, width: int) -> None:
-        """Wavefronts: a quarter or half of a warp at a time for 16 or 8 bytes a thread, the busiest bank decides."""
+    def shared_request(self, addresses: Array, lanes: Array, width: int) -> None:
+        """Count wavefronts: of a quarter or half of a warp for 16 or 8 bytes a thread; the busiest bank decides."""
         phase = lanes * max(width // 4, 1) // 32  # warps, halves or quarters of them
         words = (addresses[:, None] + np.arange(0, width, 4)) // 4
         phases = np.broadcast_to(phase[:, None], words.shape)
@@ -113,22 +110,16 @@ class Tally:
         self.shared_requests += int(np.unique(lanes // 32).size)
         self.bank_conflicts += int(np.maximum.reduceat(loads, starts).sum()) - starts.size
 
-    def counters(self, blocks: int, blocks_in_grid: int, memory: GlobalMemory) -> Counters:
+    def counters(self, blocks: int, blocks_in_grid: int, tensors: dict[str, TensorTraffic]) -> Counters:
+        """Sum up once every batch has run."""
         opcodes: Counter[str] = Counter()
-        for instruction, times in zip(self.code.program.instructions, self.issued, strict=True):
+        for instruction, times in zip(self.program.instructions, self.issued, strict=True):
             opcodes[instruction.name] += times
         opcodes = +opcodes
-        tensors = {
-            a.name: TensorTraffic(
-                0 if a.read is None else int(np.count_nonzero(a.read)),
-                0 if a.written is None else int(np.count_nonzero(a.written)),
-            )
-            for a in memory.allocations
-        }
         copies = sum(n for name, n in opcodes.items() if name.startswith(("cp.async.ca", "cp.async.cg")))
         return Counters(
             blocks, blocks_in_grid, sum(opcodes.values()), dict(opcodes.most_common()), opcodes["bar.sync"], copies,
-            dict(self.tensor_core), self.flops, tensors if self.counting else {}, dict(self.widths[False]),
+            dict(self.tensor_core), self.flops, tensors, dict(self.widths[False]),
             dict(self.widths[True]), self.sectors[False], self.sectors[True], self.sector_bytes, self.used,
             self.shared_requests, self.bank_conflicts,
         )  # fmt: skip

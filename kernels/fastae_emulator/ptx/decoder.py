@@ -1,47 +1,41 @@
-"""Operands of one instruction to functions that read and write registers of a machine. Run once per program."""
+"""Decoder of operands: functions that read and write registers, made once for each instruction of a program."""
 
 from __future__ import annotations
 
 import re
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastae_emulator.ptx import table
 from fastae_emulator.ptx.errors import UnknownInstructionError
 from fastae_emulator.ptx.scalars import SCALARS, UNSIGNED, Array, Scalar
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.text import Instruction, Program
 
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
-
-Read = Callable[["Machine"], Array]
-Write = Callable[["Machine", Array], None]
+Read = Callable[[State], Array]
+Write = Callable[[State, Array], None]
 
 _SPECIAL = re.compile(r"%(tid|ntid|ctaid|nctaid)\.[xyz]|%laneid|%warpid")
 _ADDRESS = re.compile(r"\[\s*([%\w$@.]+)\s*(?:\+\s*(-?\w+))?\s*\]")
 
 
 class Decoder:
-    """An instruction with what fills its slots; `read`, `write` and `address` resolve its operands."""
+    """Instruction with its qualifiers by slot; `read`, `write` and `address` resolve its operands."""
 
-    def __init__(self, program: Program, instruction: Instruction, numbers: dict[str, int]) -> None:
+    def __init__(
+        self, program: Program, instruction: Instruction, slots: tuple[str, ...], numbers: dict[str, int]
+    ) -> None:
         self.program = program
         self.instruction = instruction
+        self.opcode, self.slots, self.operands = instruction.opcode, slots, instruction.operands
         self.numbers = numbers  # register name -> number
-        self.operands = instruction.operands
-        self.form, self.slots = table.find(instruction, program.name)
-
-    def step(self) -> table.Step:
-        return self.form.build(self)
 
     def refuse(self, why: str) -> UnknownInstructionError:
         at = self.instruction
         return UnknownInstructionError(f"{self.program.name}, {at.where}: {why}, in `{at.text}`")
 
     def vector(self, operand: str) -> list[str]:
-        """The elements of `{a, b}`; a plain operand is a vector of one."""
+        """Elements of `{a, b}`; a plain operand is a vector of one."""
         if operand.startswith("{"):
             return [element.strip() for element in operand.strip("{} ").split(",")]
         return [operand]
@@ -57,7 +51,7 @@ class Decoder:
     # ------------------------------------------------------------ reading
 
     def bits(self, operand: str, kind: str) -> Read:
-        """The raw bits of an operand, as the numpy type of `kind`."""
+        """Raw bits of an operand, in the numpy type of `kind`."""
         scalar = SCALARS[kind]
         if operand in self.numbers:
             return self._read_register(operand, scalar)
@@ -65,12 +59,12 @@ class Decoder:
             if scalar.bits != 32:
                 raise self.refuse("special registers have 32 bits here")
             raw = scalar.raw
-            return lambda machine: machine.special(operand).view(raw)
+            return lambda state: state.special(operand).view(raw)
         if operand in self.program.symbols:
             value = np.array([self.program.symbols[operand]], UNSIGNED[scalar.bits]).view(scalar.raw)
         else:
             value = self._constant(operand, scalar)
-        return lambda machine: value
+        return lambda state: value
 
     def read(self, index: int, kind: str) -> Read:
         """Operand `index` as values to compute with."""
@@ -79,15 +73,15 @@ class Decoder:
     def value(self, operand: str, kind: str) -> Read:
         raw, decode = self.bits(operand, kind), SCALARS[kind].decode
         if kind in ("f16", "bf16", "f16x2", "bf16x2", "f32x2"):
-            return lambda machine: decode(raw(machine))
+            return lambda state: decode(raw(state))
         return raw
 
     def _read_register(self, name: str, scalar: Scalar) -> Read:
         number, raw, have = self.register(name), scalar.raw, self.width(name)
         if have == scalar.bits:
 
-            def same(machine: Machine) -> Array:
-                bits: Array = machine.read_troubled(number) if machine.troubled[number] else machine.registers[number]
+            def same(state: State) -> Array:
+                bits: Array = state.read_undefined(number) if state.has_undefined[number] else state.registers[number]
                 return bits if bits.dtype == raw else bits.view(raw)
 
             return same
@@ -95,8 +89,8 @@ class Decoder:
             raise self.refuse(f"{name} has {have} bits, {scalar.bits} are read")
         unsigned, narrow = UNSIGNED[have], UNSIGNED[scalar.bits]
 
-        def low(machine: Machine) -> Array:
-            bits: Array = machine.read_troubled(number) if machine.troubled[number] else machine.registers[number]
+        def low(state: State) -> Array:
+            bits: Array = state.read_undefined(number) if state.has_undefined[number] else state.registers[number]
             return bits.view(unsigned).astype(narrow).view(raw)
 
         return low
@@ -120,14 +114,14 @@ class Decoder:
         return bits.view(scalar.raw)
 
     def integer(self, operand: str) -> int:
-        """An operand that has to be a constant."""
+        """Value of an operand that has to be a constant."""
         return int(self._constant(operand, SCALARS["s64"]).view(np.int64)[0])
 
     def predicate(self, operand: str) -> Read:
-        """A predicate operand, `!p` being its negation."""
+        """Predicate operand, `!p` being its negation."""
         if operand.startswith("!"):
             inner = self.bits(operand[1:].strip(), "pred")
-            return lambda machine: ~inner(machine)
+            return lambda state: ~inner(state)
         return self.bits(operand, "pred")
 
     # ------------------------------------------------------------ writing
@@ -136,25 +130,25 @@ class Decoder:
         return self.store(self.operands[index], kind)
 
     def store(self, operand: str, kind: str) -> Write:
-        """Rounds values to `kind` and puts them into a register; a wider one is extended (PTX ISA 9.4.1)."""
+        """Round values to `kind` and put them into a register; a wider one is extended (PTX ISA 9.4.1)."""
         scalar = SCALARS[kind]
         if operand == "_":
-            return lambda machine, values: None
+            return lambda state, values: None
         number, have, encode = self.register(operand), self.width(operand), scalar.encode
         if have == scalar.bits:
             if kind in ("f16", "bf16", "f16x2", "bf16x2", "f32x2"):
-                return lambda machine, values: machine.put(number, encode(values))
-            return lambda machine, values: machine.put(number, values)
+                return lambda state, values: state.put(number, encode(values))
+            return lambda state, values: state.put(number, values)
         if have < scalar.bits or scalar.bits == 1:
             raise self.refuse(f"{operand} has {have} bits, {scalar.bits} are written")
         wide = np.dtype(f"i{have // 8}") if kind[0] == "s" else UNSIGNED[have]
         raw = scalar.raw if kind[0] == "s" else UNSIGNED[scalar.bits]
-        return lambda machine, values: machine.put(number, encode(values).view(raw).astype(wide))
+        return lambda state, values: state.put(number, encode(values).view(raw).astype(wide))
 
     # ------------------------------------------------------------ addresses
 
     def address(self, operand: str) -> Read:
-        """`[register + offset]` or `[symbol + offset]` as int64."""
+        """Address `[register + offset]` or `[symbol + offset]` as int64; in tensor memory it is row << 16 | column."""
         found = _ADDRESS.fullmatch(operand)
         if found is None:
             raise self.refuse(f"address {operand!r} not implemented")
@@ -164,17 +158,13 @@ class Decoder:
         else:
             narrow = self.bits(base, "u32")
 
-            def read(machine: Machine) -> Array:
-                return narrow(machine).astype(np.int64)
+            def read(state: State) -> Array:
+                return narrow(state).astype(np.int64)
 
-        def address(machine: Machine) -> Array:
-            value = read(machine)
-            if machine.taint is not None:
-                machine.require_defined("uses an address")
+        def address(state: State) -> Array:
+            value = read(state)
+            if state.taint is not None:
+                state.require_defined("uses an address")
             return value + offset
 
         return address
-
-    def read_address(self, operand: str) -> Read:
-        """An address in tensor memory: row << 16 | column, as int64."""
-        return self.address(operand)

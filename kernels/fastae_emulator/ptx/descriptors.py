@@ -1,4 +1,4 @@
-"""Where a tensor core finds a matrix in shared memory: descriptors with 32, 64 or 128-byte swizzle.
+"""Matrix descriptors: the layout of an operand in shared memory, with 32, 64 or 128-byte swizzle.
 
 PTX ISA 9.7.15.5.1 (wgmma), 9.7.16.4.1 (tcgen05). Memory is read in chunks of 16 bytes, the unit that a swizzle moves.
 """
@@ -15,7 +15,7 @@ ELEMENT_BYTES = {"f16": 2, "bf16": 2, "tf32": 4, "s8": 1, "u8": 1}
 
 
 def elements(octets: Array, kind: str) -> Array:
-    """Bytes [..., n] to the values a tensor core computes with, in binary64."""
+    """Decode bytes [..., n] to the values a tensor core computes with, in binary64."""
     octets = np.ascontiguousarray(octets)
     if kind == "bf16":
         return bf16_to_f32(octets.view(np.uint16)).astype(np.float64)
@@ -50,7 +50,7 @@ def chunk_addresses(descriptor: int, row_bytes: int, rows: int, depth: int, size
 
 
 def operand(chunks: Array, kind: str, rows: int, depth: int, mn_major: bool) -> Array:
-    """Chunks as `chunk_addresses` orders them, [.., .., 16] bytes, to values [rows, depth]."""
+    """Decode chunks in the order of `chunk_addresses`, [.., .., 16] bytes, to values [rows, depth]."""
     if not mn_major:
         return elements(chunks.reshape(rows, -1), kind)
     values = elements(chunks, kind)  # [chunks along rows, depth, elements of a chunk]

@@ -11,14 +11,14 @@ _SPLIT = float(2**27 + 1)  # T. J. Dekker, Numerische Mathematik 18 (1971)
 
 
 def two_sum(a: Array, b: Array) -> tuple[Array, Array]:
-    """a + b rounded, and what the rounding lost."""
+    """Return a + b rounded, and the rounding error."""
     total = a + b
     part = total - a
     return total, (a - (total - part)) + (b - part)
 
 
 def two_product(a: Array, b: Array) -> tuple[Array, Array]:
-    """a * b rounded, and what the rounding lost."""
+    """Return a * b rounded, and the rounding error."""
     product = a * b
     scaled_a, scaled_b = a * _SPLIT, b * _SPLIT
     a_high, b_high = scaled_a - (scaled_a - a), scaled_b - (scaled_b - b)
@@ -27,7 +27,7 @@ def two_product(a: Array, b: Array) -> tuple[Array, Array]:
 
 
 def sum_to_odd(a: Array, b: Array) -> Array:
-    """a + b in binary64, rounded to odd: a second rounding to fewer bits is then the only one."""
+    """Add in binary64 and round to odd: a second rounding to fewer bits is then the only one that counts."""
     total, lost = two_sum(a, b)
     bits = np.ascontiguousarray(total).view(np.int64)
     inexact = (lost != 0) & np.isfinite(total) & ((bits & 1) == 0)
@@ -48,7 +48,7 @@ def fma_f32(a: Array, b: Array, c: Array) -> Array:
 
 
 def fma_half(a: Array, b: Array, c: Array) -> Array:
-    """For operands of 16 bits: a value in binary32 that rounds to 16 bits as the exact result does."""
+    """Multiply and add operands of 16 bits, to a value in binary32 that rounds to 16 bits as the exact result does."""
     exact = sum_to_odd(*np.broadcast_arrays(a.astype(np.float64) * b, c.astype(np.float64)))
     nearest = exact.astype(np.float32)
     bits = nearest.view(np.int32)
@@ -65,5 +65,5 @@ def fma_f64(a: Array, b: Array, c: Array) -> Array:
     with_c, lost_c = two_sum(c, low)
     total, lost = two_sum(high, with_c)
     exact = total + sum_to_odd(lost_c, lost)
-    # Outside the range where Dekker's splitting is exact, two roundings are what is left.
+    # Outside the range where Dekker's splitting is exact, the result is rounded twice.
     return np.where(np.isfinite(exact) & ((np.abs(high) > 1e-290) | (high == 0)), exact, a * b + c)

@@ -12,6 +12,7 @@ from fastae_emulator.ptx.errors import PtxError
 from fastae_emulator.ptx.machine import Machine
 from fastae_emulator.ptx.memory import GlobalMemory
 from fastae_emulator.ptx.scalars import SCALARS, UNSIGNED, Array
+from fastae_emulator.ptx.state import State
 
 LANES = 4096  # threads side by side: beyond this numpy's time per element dominates its time per call
 BATCH_BYTES = 4 << 20  # of shared memory in a batch
@@ -26,7 +27,7 @@ def launch(
     blocks: Iterable[int] | None = None,
     count: bool = False,
 ) -> Counters:
-    """Execute the blocks with these linear numbers (all of them by default), and say what they did.
+    """Execute the blocks with these linear numbers (all of them by default), and count what they do.
 
     `arguments` are addresses from `memory` and numbers, one for each parameter; missing ones at the end are 0.
     Blocks run side by side in batches, in the order of their numbers.
@@ -37,18 +38,19 @@ def launch(
     wrong = [block for block in chosen if block not in every]
     if wrong:
         raise ValueError(f"launch: blocks must be numbers below {len(every)}, the size of the grid; got {wrong[0]}")
-    program, tally = code.program, Tally(code, count)
+    program, tally = code.program, Tally(code.program, count)
     if len(arguments) > len(program.parameters):
         raise PtxError(f"{program.name}: {len(program.parameters)} parameters, {len(arguments)} arguments")
     given = [*arguments, *[0] * (len(program.parameters) - len(arguments))]
     values = {name: _bits(kind, v) for (name, kind), v in zip(program.parameters, given, strict=True)}
     if count:
         memory.count()
-    batch = max(1, min(LANES // program.threads, BATCH_BYTES // max(shared_bytes, 1)))
+    many = max(1, min(LANES // program.threads, BATCH_BYTES // max(shared_bytes, 1)))
     with np.errstate(all="ignore"):
-        for first in range(0, len(chosen), batch):
-            Machine(code, memory, values, (x, y, z), chosen[first : first + batch], shared_bytes, tally).run()
-    return tally.counters(len(chosen), len(every), memory)
+        for first in range(0, len(chosen), many):
+            state = State(program, (x, y, z), chosen[first : first + many], tally, memory, values, shared_bytes)
+            Machine(code, state).run()
+    return tally.counters(len(chosen), len(every), memory.traffic() if count else {})
 
 
 def _bits(kind: str, value: int | float) -> Array:

@@ -2,22 +2,19 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from fastae_emulator.ptx.batch import Batch
+from fastae_emulator.ptx.counters import SECTOR, Tally, TensorTraffic
 from fastae_emulator.ptx.errors import MisalignedError, OutOfBoundsError
 from fastae_emulator.ptx.scalars import UNSIGNED, Array
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
 _SHIFT = 40
 _MIDDLE = 1 << (_SHIFT - 1)
 
 
 class Allocation:
-    """The bytes behind one or more arguments. `allowed` marks those that belong to them; None if all do."""
+    """Bytes behind one or more arguments. `allowed` marks those that belong to them; None if all do."""
 
     def __init__(self, name: str, data: Array, base: int, allowed: Array | None) -> None:
         self.name, self.data, self.base, self.allowed = name, data, base, allowed
@@ -25,20 +22,20 @@ class Allocation:
         self.written: Array | None = None
 
     def view(self, array: Array, width: int) -> tuple[Array, int]:
-        """`array` (a byte each) as elements of `width` bytes at the addresses that are multiples of it."""
+        """View `array` (a byte each) as elements of `width` bytes, at the addresses that are multiples of it."""
         start = -self.base % width
         count = (array.size - start) // width
         return array[start : start + max(count, 0) * width].view(UNSIGNED[width * 8]), start
 
 
 class GlobalMemory:
-    """Addresses are made up, except that they are congruent to the real ones modulo 256."""
+    """Tensors by address. Addresses are made up, except that they are congruent to the real ones modulo 256."""
 
     def __init__(self) -> None:
         self.allocations: list[Allocation] = []
 
     def add(self, name: str, data: Array, real_address: int = 0, allowed: Array | None = None) -> int:
-        """Let kernels touch `data` (one-dimensional uint8, used in place); the address they will see."""
+        """Let kernels touch `data` (one-dimensional uint8, used in place), and return its address."""
         base = ((len(self.allocations) + 1) << _SHIFT) + _MIDDLE + real_address % 256
         if allowed is not None and allowed.all():
             allowed = None
@@ -46,12 +43,27 @@ class GlobalMemory:
         return base
 
     def count(self) -> None:
-        """From now on remember which bytes are touched."""
+        """Start to remember which bytes are touched."""
         for found in self.allocations:
             found.read, found.written = np.zeros(found.data.size, np.uint8), np.zeros(found.data.size, np.uint8)
 
-    def bytes_within(self, addresses: Array, width: int) -> int:
-        """How many of the `width` bytes from each address on lie in an allocation."""
+    def traffic(self) -> dict[str, TensorTraffic]:
+        """Distinct bytes of each tensor that were touched since `count`."""
+        return {
+            a.name: TensorTraffic(
+                0 if a.read is None else int(np.count_nonzero(a.read)),
+                0 if a.written is None else int(np.count_nonzero(a.written)),
+            )
+            for a in self.allocations
+        }
+
+    def count_request(self, tally: Tally, addresses: Array, lanes: Array, width: int, write: bool) -> None:
+        """Count a request, and how much of its sectors lies in a tensor."""
+        sectors = tally.global_request(addresses, lanes, width, write)
+        tally.sector_bytes += self._bytes_within(sectors, SECTOR)
+
+    def _bytes_within(self, addresses: Array, width: int) -> int:
+        """Count how many of the `width` bytes from each address on lie in an allocation."""
         total = 0
         for number in np.unique(addresses >> _SHIFT).tolist():
             if 1 <= number <= len(self.allocations):
@@ -61,25 +73,23 @@ class GlobalMemory:
                 total += int(np.maximum(inside, 0).sum())
         return total
 
-    def find(
-        self, machine: Machine, addresses: Array, lanes: Array, width: int, write: bool
-    ) -> tuple[Allocation, Array]:
-        """The allocation all of these addresses lie in, and their offsets; refuses what is misaligned or outside."""
+    def find(self, batch: Batch, addresses: Array, lanes: Array, width: int, write: bool) -> tuple[Allocation, Array]:
+        """Find the allocation of these addresses, and their offsets in it; refuse accesses misaligned or outside."""
         verb = "writes" if write else "reads"
         wrong = (addresses & (width - 1)) != 0
         if wrong.any():
             first = int(np.argmax(wrong))
             name = self._describe(int(addresses[first]), width)
-            machine.fail(
+            batch.fail(
                 MisalignedError, f"{verb} {width} bytes at an address that is no multiple: {name}", int(lanes[first])
             )
         number = int(addresses[0]) >> _SHIFT
         if not 1 <= number <= len(self.allocations):
-            self._outside(machine, addresses, lanes, width, verb, np.ones(addresses.size, np.bool_))
+            self._outside(batch, addresses, lanes, width, verb, np.ones(addresses.size, np.bool_))
         found = self.allocations[number - 1]
         offsets = addresses - found.base
         if offsets.min() < 0 or offsets.max() + width > found.data.size:
-            self._outside(machine, addresses, lanes, width, verb, (offsets < 0) | (offsets + width > found.data.size))
+            self._outside(batch, addresses, lanes, width, verb, (offsets < 0) | (offsets + width > found.data.size))
         if found.allowed is not None:
             allowed, start = found.view(found.allowed.view(np.uint8), min(width, 8))
             full = np.uint64(0x0101010101010101).astype(allowed.dtype)
@@ -89,12 +99,12 @@ class GlobalMemory:
             if wrong.any():
                 first = int(np.argmax(wrong))
                 at = self._describe(int(addresses[first]), width)
-                machine.fail(OutOfBoundsError, f"{verb} {width} bytes between the elements: {at}", int(lanes[first]))
+                batch.fail(OutOfBoundsError, f"{verb} {width} bytes between the elements: {at}", int(lanes[first]))
         return found, offsets
 
-    def _outside(self, machine: Machine, addresses: Array, lanes: Array, width: int, verb: str, wrong: Array) -> None:
+    def _outside(self, batch: Batch, addresses: Array, lanes: Array, width: int, verb: str, wrong: Array) -> None:
         first = int(np.argmax(wrong))
-        machine.fail(
+        batch.fail(
             OutOfBoundsError, f"{verb} {width} bytes {self._describe(int(addresses[first]), width)}", int(lanes[first])
         )
 
@@ -110,54 +120,45 @@ class GlobalMemory:
             return f"at byte {offset} of {found.name}, which has {size}"
         return f"at byte {offset} of {found.name}"
 
-    def load(self, machine: Machine, addresses: Array, count: int, width: int) -> Array:
-        """[count, lanes]: `count` elements of `width` bytes in every active lane."""
-        lanes, own = _active(machine, addresses)
-        out = np.zeros((count, machine.lanes), UNSIGNED[width * 8])
-        for chosen, found, offsets in self._each(machine, own, lanes, count * width, write=False):
+    def load(self, batch: Batch, addresses: Array, count: int, width: int) -> Array:
+        """Load [count, lanes]: `count` elements of `width` bytes in every active lane."""
+        lanes, own = batch.own(addresses)
+        out = np.zeros((count, batch.lanes), UNSIGNED[width * 8])
+        for chosen, found, offsets in self._each(batch, own, lanes, count * width, write=False):
             data, start = found.view(found.data, width)
             if found.read is not None:
-                machine.tally.touch(*found.view(found.read, width), offsets, count)
+                batch.tally.touch(*found.view(found.read, width), offsets, count)
             got = data[(offsets - start) // width + np.arange(count)[:, None]]
-            if chosen is None and machine.whole:
+            if chosen is None and batch.whole:
                 return got
             out[:, lanes if chosen is None else lanes[chosen]] = got
         return out
 
-    def store(self, machine: Machine, addresses: Array, values: Array) -> None:
+    def store(self, batch: Batch, addresses: Array, values: Array) -> None:
         """Write [count, lanes] elements in the active lanes."""
-        lanes, own = _active(machine, addresses)
+        lanes, own = batch.own(addresses)
         count, width = values.shape[0], values.itemsize
-        if not machine.whole:
+        if not batch.whole:
             values = values[:, lanes]
-        for chosen, found, offsets in self._each(machine, own, lanes, count * width, write=True):
+        for chosen, found, offsets in self._each(batch, own, lanes, count * width, write=True):
             data, start = found.view(found.data, width)
             if found.written is not None:
-                machine.tally.touch(*found.view(found.written, width), offsets, count)
+                batch.tally.touch(*found.view(found.written, width), offsets, count)
             data[(offsets - start) // width + np.arange(count)[:, None]] = (
                 values if chosen is None else values[:, chosen]
             )
 
     def _each(
-        self, machine: Machine, addresses: Array, lanes: Array, width: int, write: bool
+        self, batch: Batch, addresses: Array, lanes: Array, width: int, write: bool
     ) -> list[tuple[Array | None, Allocation, Array]]:
-        """The accesses of one instruction, allocation by allocation; nearly always there is one."""
+        """Split the accesses of one instruction by allocation; nearly always there is one."""
         numbers = addresses >> _SHIFT
-        if machine.tally.counting:
-            machine.tally.global_request(machine, addresses, lanes, width, write)
+        if batch.tally.counting:
+            self.count_request(batch.tally, addresses, lanes, width, write)
         if (numbers == numbers[0]).all():
-            return [(None, *self.find(machine, addresses, lanes, width, write))]
+            return [(None, *self.find(batch, addresses, lanes, width, write))]
         parts: list[tuple[Array | None, Allocation, Array]] = []
         for number in np.unique(numbers):
             chosen = np.flatnonzero(numbers == number)
-            parts.append((chosen, *self.find(machine, addresses[chosen], lanes[chosen], width, write)))
+            parts.append((chosen, *self.find(batch, addresses[chosen], lanes[chosen], width, write)))
         return parts
-
-
-def _active(machine: Machine, addresses: Array) -> tuple[Array, Array]:
-    if addresses.shape[0] != machine.lanes:
-        addresses = np.broadcast_to(addresses, (machine.lanes,))
-    if machine.whole:
-        return machine.every, addresses
-    lanes = np.flatnonzero(machine.active)
-    return lanes, addresses[lanes]

@@ -1,4 +1,4 @@
-"""What is still under way: copies into shared memory, and registers that tensor cores will write or still read.
+"""Asynchronous work under way: copies into shared memory, and registers that tensor cores will write or still read.
 
 Groups are counted for each thread, as the instruction set does (PTX ISA 9.7.9.25, 9.7.15.7): threads whose loops differ
 in length do not wait for each other's.
@@ -6,18 +6,14 @@ in length do not wait for each other's.
 
 from __future__ import annotations
 
-import itertools
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 
-from fastae_emulator.ptx.errors import InFlightError, UnsynchronisedError
+from fastae_emulator.ptx.batch import Batch
+from fastae_emulator.ptx.errors import InFlightError
 from fastae_emulator.ptx.scalars import Array
-from fastae_emulator.ptx.shared import ARRIVING, CONSUMED, SEVERAL
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
+from fastae_emulator.ptx.shared import ARRIVING, SharedMemory
 
 
 @dataclass
@@ -44,32 +40,29 @@ class Hold:
 
 
 class Pending:
-    """Of one machine."""
+    """Copies and registers under way in one batch."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
+    def __init__(self, batch: Batch, shared: SharedMemory) -> None:
+        self.batch, self.shared = batch, shared
         self.copies: list[Copy] = []
         self.holds: list[Hold] = []
-        self.copy_groups = np.zeros(machine.lanes, np.int64)  # committed so far
-        self.product_groups = np.zeros(machine.lanes, np.int64)
-        self.spinning = False  # the last try_wait failed everywhere
-        self.progressed = False  # an mbarrier changed since somebody looked
-        self._spins = 0
+        self.copy_groups = np.zeros(batch.lanes, np.int64)  # committed so far
+        self.product_groups = np.zeros(batch.lanes, np.int64)
 
     # ------------------------------------------------------------ cp.async
 
     def issue(self, lanes: Array, elements: Array, unit: int, values: Array) -> None:
-        shared = self.machine.shared
-        shared.check_write(elements, lanes, unit)
-        shared.mark(elements, unit, ARRIVING, True)
+        """Start a copy of the active lanes, in the group that they commit next."""
+        self.shared.check_write(elements, lanes, unit)
+        self.shared.mark(elements, unit, ARRIVING, True)
         self.copies.append(Copy(lanes, elements, unit, values, self.copy_groups[lanes]))
 
     def commit_copies(self) -> None:
-        self.copy_groups = self.copy_groups + self.machine.active
+        self.copy_groups = self.copy_groups + self.batch.active
 
     def wait_copies(self, allowed: int | None) -> None:
-        """Until at most `allowed` groups of each active thread are under way; None: none, committed or not."""
-        shared, active, rest = self.machine.shared, self.machine.active, []
+        """Wait until at most `allowed` groups of each active thread are under way; None: none, committed or not."""
+        shared, active, rest = self.shared, self.batch.active, []
         for copy in self.copies:
             done = active[copy.lanes]
             if allowed is not None:
@@ -91,53 +84,31 @@ class Pending:
     # ------------------------------------------------------------ registers in flight
 
     def hold(self, kind: str, results: list[int], sources: list[int], consumed: Array) -> None:
-        """The active lanes' registers are under way until `release`."""
-        lanes = self.machine.active.copy()
+        """Keep registers of the active lanes, and bytes of shared memory, from use until `release`."""
+        lanes = self.batch.active.copy()
         self.holds.append(
             Hold(kind, frozenset(results), frozenset(sources), lanes, self.product_groups.copy(), consumed)
         )
-        self.consume(consumed)
-        for number in {*results, *sources}:
-            self.machine.troubled[number] = True
+        self.shared.consume(consumed)
 
     def commit_products(self) -> None:
-        self.product_groups = self.product_groups + self.machine.active
+        self.product_groups = self.product_groups + self.batch.active
 
-    def release(self, kind: str, allowed: int | None = None) -> None:
-        """The active lanes have waited for all but `allowed` groups."""
+    def release(self, kind: str, allowed: int | None = None) -> set[int]:
+        """Wait, in the active lanes, for all but `allowed` groups, and return the registers that lanes got back."""
         freed: set[int] = set()
-        consumed = [np.zeros(0, np.int64)]
-        for hold in [hold for hold in self.holds if hold.kind == kind]:
-            done = self.machine.active & hold.lanes
+        for hold in self.holds:
+            if hold.kind != kind:
+                continue
+            done = self.batch.active & hold.lanes
             if allowed is not None:
                 done = done & (hold.group < self.product_groups - allowed)
-            if not done.any():
-                continue
-            hold.lanes = hold.lanes & ~done
-            if not hold.lanes.any():
-                self.holds.remove(hold)
-                consumed.append(hold.consumed)
-            freed |= hold.results | hold.sources
-        for number in freed:
-            self.machine.refresh(number)
-        self.give_back(np.concatenate(consumed))
-
-    def consume(self, positions: Array) -> None:
-        """Bytes of shared memory that a product reads from now on."""
-        self.machine.shared.flags[positions] |= CONSUMED
-
-    def give_back(self, consumed: Array, behind_barrier: bool = True) -> None:
-        """Bytes of shared memory that a product has read: free again, for those who did not wait behind a barrier."""
-        shared = self.machine.shared
-        shared.flags[consumed] &= ~CONSUMED
-        if behind_barrier:
-            shared.reader[consumed] = SEVERAL
-            shared.touched = True
-        for hold in self.holds:
-            shared.flags[hold.consumed] |= CONSUMED
-        if self.machine.tensor_memory is not None:
-            for product in itertools.chain(*self.machine.tensor_memory.products):
-                shared.flags[product.consumed] |= CONSUMED
+            if done.any():
+                hold.lanes = hold.lanes & ~done
+                freed |= hold.results | hold.sources
+        self.shared.give_back([hold.consumed for hold in self.holds if not hold.lanes.any()])
+        self.holds = [hold for hold in self.holds if hold.lanes.any()]
+        return freed
 
     def holds_register(self, number: int) -> bool:
         return any(number in hold.results or number in hold.sources for hold in self.holds)
@@ -151,18 +122,8 @@ class Pending:
     def _check(self, number: int, verb: str, results_only: bool) -> None:
         for hold in self.holds:
             if number in hold.results or (not results_only and number in hold.sources):
-                overlap = hold.lanes & self.machine.active
+                overlap = hold.lanes & self.batch.active
                 if overlap.any():
-                    name = self.machine.code.names[number]
+                    name = list(self.batch.program.registers)[number]
                     what = f"{verb} register {name} of a {hold.kind} that has not been waited for"
-                    self.machine.fail(InFlightError, what, int(np.argmax(overlap)))
-
-    # ------------------------------------------------------------ waiting loops
-
-    def spin(self) -> None:
-        self._spins += 1
-        if self._spins > 1000:
-            self.machine.fail(UnsynchronisedError, "waits for an mbarrier phase that nothing completes")
-
-    def progress(self) -> None:
-        self.spinning, self.progressed, self._spins = False, True, 0
+                    self.batch.fail(InFlightError, what, int(np.argmax(overlap)))

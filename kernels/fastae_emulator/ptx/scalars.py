@@ -1,4 +1,4 @@
-"""PTX types as numpy sees them: the bits in a register, the values computed with, and the way back (PTX ISA 5.2)."""
+"""Scalar types of PTX in numpy: the bits in a register, the values computed with, and the way back (PTX ISA 5.2)."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ UNSIGNED: dict[int, Any] = {8: np.uint8, 16: np.uint16, 32: np.uint32, 64: np.ui
 
 @dataclass(frozen=True)
 class Scalar:
-    """`raw` is the dtype of the bits; `decode` turns them into values to compute with, `encode` rounds them back.
+    """Scalar type: `raw` is the dtype of the bits, `decode` turns them into values, `encode` rounds values back.
 
     Packed types decode to [lanes, 2].
     """
@@ -44,24 +44,24 @@ def f32_to_bf16(values: Array) -> Array:
 
 
 def f32_to_tf32(values: Array) -> Array:
-    """Nearest with ties away from zero, `cvt.rna.tf32`: the low 13 bits are gone."""
+    """Round to nearest with ties away from zero, `cvt.rna.tf32`: the low 13 bits are gone."""
     bits = np.ascontiguousarray(values, np.float32).view(np.uint32)
     rounded = (bits + np.uint32(0x1000)) & np.uint32(0xFFFFE000)
     return np.where(np.isfinite(values), rounded, bits).astype(np.uint32)
 
 
 def truncate_tf32(bits: Array) -> Array:
-    """What a tensor core reads of a 32-bit register: it ignores the low 13 bits (PTX ISA, mma, .tf32)."""
+    """Drop the low 13 bits of a 32-bit register, which a tensor core ignores (PTX ISA, mma, .tf32)."""
     return (bits.view(np.uint32) & np.uint32(0xFFFFE000)).view(np.float32)
 
 
 def flush(values: Array) -> Array:
-    """`.ftz`: a subnormal becomes a zero of its sign."""
+    """Flush subnormals to a zero of their sign (`.ftz`)."""
     return values * (np.abs(values) >= np.finfo(np.float32).tiny)
 
 
 def saturate(values: Array) -> Array:
-    """`.sat`: clamped to [+0, 1]; NaN becomes +0."""
+    """Clamp to [+0, 1] (`.sat`); NaN becomes +0."""
     return np.where(values > 0, np.minimum(values, values.dtype.type(1)), values.dtype.type(0))
 
 

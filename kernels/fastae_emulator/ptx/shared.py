@@ -3,22 +3,19 @@ whether it was ever written, and whether an asynchronous copy or product still u
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
+from fastae_emulator.ptx.batch import Batch
 from fastae_emulator.ptx.errors import (
     InFlightError,
     MisalignedError,
     OutOfBoundsError,
+    PtxError,
     RaceError,
     UninitialisedError,
     UnsynchronisedError,
 )
 from fastae_emulator.ptx.scalars import UNSIGNED, Array
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
 SEVERAL = np.uint8(255)  # in `reader` and `writer`: more than one warp; 0 is none, w + 1 is warp w
 INITIALISED, ARRIVING, CONSUMED, UNFENCED = (np.uint8(1 << bit) for bit in range(4))
@@ -26,27 +23,28 @@ _ONES = np.uint64(0x0101010101010101)
 
 
 def _spread(byte: np.uint8, width: int) -> Array:
-    """A byte repeated over an element of `width` bytes."""
+    """Repeat a byte over an element of `width` bytes."""
     return (np.uint64(byte) * _ONES).astype(UNSIGNED[width * 8])
 
 
 class SharedMemory:
-    """Addresses are offsets in a block's own window; `index` turns them into positions in the arrays here."""
+    """Bytes by position. Addresses are offsets in a block's own window; `index` turns them into positions."""
 
-    def __init__(self, machine: Machine, size: int) -> None:
-        self.machine, self.size = machine, size
+    def __init__(self, batch: Batch, size: int) -> None:
+        self.batch, self.size = batch, size
         self.stride = -(-max(size, 16) // 16) * 16
-        total = self.stride * machine.blocks
+        total = self.stride * batch.blocks
         self.data, self.writer, self.reader, self.flags = (np.zeros(total, np.uint8) for _ in range(4))
-        self.window = machine.block * self.stride  # per lane
+        self.window = batch.block * self.stride  # per lane
         self.views = {
             width: tuple(a.view(UNSIGNED[width * 8]) for a in (self.data, self.writer, self.reader, self.flags))
             for width in (1, 2, 4, 8)
         }
         self.codes = {
-            width: (machine.warp_code.astype(np.uint64) * _ONES).astype(UNSIGNED[width * 8]) for width in (1, 2, 4, 8)
+            width: (batch.warp_code.astype(np.uint64) * _ONES).astype(UNSIGNED[width * 8]) for width in (1, 2, 4, 8)
         }
         self.touched = False
+        self.consumed: list[Array] = []  # positions that products under way read
 
     def barrier(self) -> None:
         if self.touched:
@@ -55,23 +53,23 @@ class SharedMemory:
             self.touched = False
 
     def index(self, addresses: Array, lanes: Array, width: int, verb: str) -> Array:
-        """Positions of accesses of `width` bytes, refused where misaligned or outside."""
+        """Return the positions of accesses of `width` bytes; refuse those misaligned or outside."""
         wrong = (addresses & (width - 1)) != 0
         if wrong.any():
             first = int(np.argmax(wrong))
             what = f"{verb} {width} bytes of shared memory at {int(addresses[first])}, no multiple of {width}"
-            self.machine.fail(MisalignedError, what, int(lanes[first]))
+            self.batch.fail(MisalignedError, what, int(lanes[first]))
         if addresses.size and (addresses.min() < 0 or addresses.max() + width > self.size):
             first = int(np.argmax((addresses < 0) | (addresses + width > self.size)))
             what = f"{verb} {width} bytes at byte {int(addresses[first])} of shared memory, which has {self.size}"
-            self.machine.fail(OutOfBoundsError, what, int(lanes[first]))
+            self.batch.fail(OutOfBoundsError, what, int(lanes[first]))
         return addresses + self.window[lanes]
 
     def load(self, addresses: Array, lanes: Array, count: int, width: int) -> tuple[Array, Array | None]:
-        """[count, len(lanes)] elements of `width` bytes, and where nothing was written there (None: nowhere)."""
+        """Load [count, len(lanes)] elements of `width` bytes, and a mask of those never written (None: all were)."""
         at = self.index(addresses, lanes, count * width, "reads")
-        if self.machine.tally.counting:
-            self.machine.tally.shared_request(self.machine, addresses, lanes, count * width)
+        if self.batch.tally.counting:
+            self.batch.tally.shared_request(addresses, lanes, count * width)
         unit = min(8, count * width)
         elements = at // unit if count * width == unit else at // unit + np.arange(count * width // unit)[:, None]
         elements = elements.reshape(-1, lanes.size)
@@ -90,8 +88,8 @@ class SharedMemory:
         """Write [count, len(lanes)] elements; those that are `missing` leave their bytes without a value."""
         count, width = values.shape[0], values.itemsize
         at = self.index(addresses, lanes, count * width, "writes")
-        if self.machine.tally.counting:
-            self.machine.tally.shared_request(self.machine, addresses, lanes, count * width)
+        if self.batch.tally.counting:
+            self.batch.tally.shared_request(addresses, lanes, count * width)
         unit = min(8, count * width)
         if unit != width:
             values = np.ascontiguousarray(np.ascontiguousarray(values.T).view(UNSIGNED[unit * 8]).T)
@@ -106,7 +104,7 @@ class SharedMemory:
     # ------------------------------------------------------------ checks
 
     def _note_read(self, elements: Array, lanes: Array, unit: int) -> tuple[Array, Array | None]:
-        """The elements, and their flags if some byte of them was never written."""
+        """Read elements, and their flags if some byte of them was never written."""
         data, writer, reader, flags = self.views[unit]
         own = self.codes[unit][lanes]
         self.touched = True
@@ -133,7 +131,7 @@ class SharedMemory:
         return data[elements], state if incomplete else None
 
     def _mark_shared(self, owner: Array, elements: Array, wanted: Array) -> None:
-        """Elements that two warps touched in this very instruction belong to several."""
+        """Mark elements that two warps touched in this very instruction as used by several."""
         clash = owner[elements] != wanted
         if clash.any():
             owner[elements[clash]] = np.iinfo(owner.dtype).max
@@ -153,7 +151,7 @@ class SharedMemory:
                 self._fail(InFlightError, (state & bit) != 0, elements, lanes, unit, "writes", what)
 
     def land(self, elements: Array, lanes: Array, unit: int, values: Array) -> None:
-        """Put the bytes there, and remember whose they are."""
+        """Write the bytes, and remember which warp did."""
         data, writer, _, flags = self.views[unit]
         own = np.broadcast_to(self.codes[unit][lanes], elements.shape)
         self.touched = True
@@ -198,34 +196,50 @@ class SharedMemory:
             self._fail(RaceError, wrong, elements, lanes, unit, verb, f"{done} by {who} since the last barrier")
 
     def _fail(
-        self, kind: type[Exception], wrong: Array, elements: Array, lanes: Array, unit: int, verb: str, why: str
+        self, kind: type[PtxError], wrong: Array, elements: Array, lanes: Array, unit: int, verb: str, why: str
     ) -> None:
         row, column, byte = (int(place[0]) for place in np.nonzero(wrong))
         lane = int(lanes[column])
         at = int(elements[row, column]) * unit + byte - int(self.window[lane])
-        self.machine.fail(kind, f"{verb} byte {at} of shared memory: {why}", lane)  # type: ignore[arg-type]
+        self.batch.fail(kind, f"{verb} byte {at} of shared memory: {why}", lane)
 
     # ------------------------------------------------------------ the asynchronous side
 
+    def consume(self, positions: Array) -> None:
+        """Note bytes that a product reads from now on, until `give_back` gets the same array."""
+        self.flags[positions] |= CONSUMED
+        self.consumed.append(positions)
+
+    def give_back(self, done: list[Array], behind_barrier: bool = True) -> None:
+        """Free bytes that products have read; for warps that did not wait, only behind a barrier."""
+        for positions in done:
+            self.flags[positions] &= ~CONSUMED
+            if behind_barrier:
+                self.reader[positions] = SEVERAL
+                self.touched = True
+        self.consumed = [positions for positions in self.consumed if all(positions is not other for other in done)]
+        for positions in self.consumed:
+            self.flags[positions] |= CONSUMED
+
     def fence(self) -> None:
-        """fence.proxy.async by the active threads: of their own writes, and of those a barrier made visible to them."""
-        if self.machine.whole:
+        """Fence the active threads' own writes, and those a barrier made visible to them (fence.proxy.async)."""
+        if self.batch.whole:
             self.flags &= ~UNFENCED
             return
-        flags = self.flags.reshape(self.machine.blocks, self.stride)
-        writer = self.writer.reshape(self.machine.blocks, self.stride)
+        flags = self.flags.reshape(self.batch.blocks, self.stride)
+        writer = self.writer.reshape(self.batch.blocks, self.stride)
         keep = ~UNFENCED
-        codes = np.zeros((self.machine.blocks, 256), np.bool_)
-        codes[self.machine.block[self.machine.active], self.machine.warp_code[self.machine.active]] = True
+        codes = np.zeros((self.batch.blocks, 256), np.bool_)
+        codes[self.batch.block[self.batch.active], self.batch.warp_code[self.batch.active]] = True
         for block in np.flatnonzero(codes.any(1)):
             codes[block, 0] = True
             seen = codes[block][writer[block]]
             flags[block][seen] &= keep
 
     def chunks(self, block: int, addresses: Array) -> Array:
-        """Chunks of 16 bytes that a tensor core reads of one block: their data, checked. [..., 16] bytes."""
+        """Read the chunks of 16 bytes that a tensor core reads of one block, checked: [..., 16] bytes."""
         if addresses.min() < 0 or addresses.max() + 16 > self.size:
-            self.machine.fail(
+            self.batch.fail(
                 OutOfBoundsError, f"a matrix descriptor reaches past the {self.size} bytes of shared memory"
             )
         at = (addresses + block * self.stride)[..., None] + np.arange(16)
@@ -239,5 +253,5 @@ class SharedMemory:
         for kind, wrong, why in checks:
             if wrong.any():
                 byte = int(addresses[..., None].repeat(16, -1)[wrong][0])
-                self.machine.fail(kind, f"a tensor core reads the 16 bytes at {byte} of shared memory: {why}")
+                self.batch.fail(kind, f"a tensor core reads the 16 bytes at {byte} of shared memory: {why}")
         return self.data[at]

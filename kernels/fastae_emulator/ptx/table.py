@@ -1,4 +1,4 @@
-"""The table of what is implemented: opcodes, and for each the exact qualifiers. Whatever is not in it is refused.
+"""Table of the implemented opcodes, with the exact qualifiers of each. Whatever is not in it is refused.
 
 A form is written as slots in the order of the PTX ISA: `"rn? ftz? f32|f64"` stands for `.f32`, `.rn.f32`, `.ftz.f64`
 and so on. Qualifiers with dots inside do not exist, so `shared::cta` is one alternative.
@@ -8,22 +8,19 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
+from fastae_emulator.ptx.decoder import Decoder
 from fastae_emulator.ptx.errors import UnknownInstructionError
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.text import Instruction
 
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.decoder import Decoder
-    from fastae_emulator.ptx.machine import Machine
-
-Step = Callable[["Machine"], None]
-Builder = Callable[["Decoder"], Step]
+Step = Callable[[State], None]
+Builder = Callable[[Decoder], Step]
 
 
 @dataclass(frozen=True)
 class Form:
-    """One row: an opcode, its slots, and the function that turns an instruction into a step."""
+    """Row of the table: an opcode, its slots, and the function that turns an instruction into a step."""
 
     opcode: str
     text: str
@@ -31,7 +28,7 @@ class Form:
     build: Builder
 
     def match(self, qualifiers: tuple[str, ...]) -> tuple[str, ...] | None:
-        """What fills each slot, "" for one left out; None if the qualifiers are not of this form."""
+        """Qualifiers by slot, "" for one left out; None if they are not of this form."""
         filled, at = [], 0
         for slot in self.slots:
             if at < len(qualifiers) and qualifiers[at] in slot:
@@ -64,7 +61,7 @@ def implements(opcodes: str, *forms: str) -> Callable[[Builder], Builder]:
 
 
 def find(instruction: Instruction, kernel: str) -> tuple[Form, tuple[str, ...]]:
-    """The form of an instruction and what fills its slots, or an error that lists what the opcode may look like."""
+    """Look up the form of an instruction and the qualifiers in its slots, or raise with the forms of its opcode."""
     forms = TABLE.get(instruction.opcode, [])
     for form in forms:
         filled = form.match(instruction.qualifiers)

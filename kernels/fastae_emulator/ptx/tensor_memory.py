@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
+from fastae_emulator.ptx.batch import Batch
 from fastae_emulator.ptx.errors import (
     InFlightError,
     OutOfBoundsError,
@@ -17,9 +18,7 @@ from fastae_emulator.ptx.errors import (
     UnsynchronisedError,
 )
 from fastae_emulator.ptx.scalars import Array
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
+from fastae_emulator.ptx.shared import SharedMemory
 
 ROWS, COLUMNS = 128, 512
 WRITTEN, STORING, COMPUTING, CONSUMED = (np.uint8(1 << bit) for bit in range(4))
@@ -29,7 +28,7 @@ Cells = tuple[Any, Any]  # rows and columns that broadcast
 
 @dataclass
 class Product:
-    """A tcgen05.mma under way: the cells it writes and reads, the bytes of shared memory it reads."""
+    """Product (tcgen05.mma) under way: the cells it writes and reads, the bytes of shared memory it reads."""
 
     number: int
     result: Cells
@@ -38,17 +37,17 @@ class Product:
 
 
 class TensorMemory:
-    """Cells and what is known of them, for the blocks of a machine."""
+    """Cells of the blocks of a batch: values, flags and the warps that used them."""
 
-    def __init__(self, machine: Machine) -> None:
-        self.machine = machine
-        shape = (machine.blocks, ROWS, COLUMNS)
+    def __init__(self, batch: Batch, shared: SharedMemory) -> None:
+        self.batch, self.shared = batch, shared
+        shape = (batch.blocks, ROWS, COLUMNS)
         self.cells = np.zeros(shape, np.uint32)
         self.flags = np.zeros(shape, np.uint8)
         self.writer, self.reader = np.zeros(shape, np.uint8), np.zeros(shape, np.uint8)  # warps since the last barrier
-        self.allocated: list[dict[int, int]] = [{} for _ in range(machine.blocks)]  # first column -> columns
-        self.issued = [0] * machine.blocks
-        self.products: list[list[Product]] = [[] for _ in range(machine.blocks)]
+        self.allocated: list[dict[int, int]] = [{} for _ in range(batch.blocks)]  # first column -> columns
+        self.issued = [0] * batch.blocks
+        self.products: list[list[Product]] = [[] for _ in range(batch.blocks)]
         self.stores: list[tuple[Array, Array, Array, Array]] = []  # lanes, blocks, rows, columns
 
     def barrier(self) -> None:
@@ -58,9 +57,9 @@ class TensorMemory:
     # ------------------------------------------------------------ allocation
 
     def allocate(self, block: int, columns: int) -> int:
-        """The highest free columns: a kernel that takes 0 for granted is found out."""
+        """Allocate the highest free columns, so that a kernel that takes column 0 for granted fails."""
         if columns not in (32, 64, 128, 256, 512):
-            self.machine.fail(UndefinedError, f"allocates {columns} columns of tensor memory")
+            self.batch.fail(UndefinedError, f"allocates {columns} columns of tensor memory")
         taken = np.zeros(COLUMNS, np.bool_)
         for first, many in self.allocated[block].items():
             taken[first : first + many] = True
@@ -68,42 +67,42 @@ class TensorMemory:
             if not taken[first : first + columns].any():
                 break
         else:
-            self.machine.fail(UnsynchronisedError, f"no {columns} columns of tensor memory are left")
+            self.batch.fail(UnsynchronisedError, f"no {columns} columns of tensor memory are left")
         self.allocated[block][first] = columns
         self.flags[block, :, first : first + columns] = 0
         return first
 
     def free(self, block: int, first: int, columns: int, lane: int) -> None:
         if self.allocated[block].get(first) != columns:
-            self.machine.fail(
+            self.batch.fail(
                 UndefinedError, f"frees {columns} columns of tensor memory at {first}, which nobody allocated"
             )
         if self.products[block]:
-            self.machine.fail(InFlightError, "frees tensor memory while a product has not been waited for")
-        own = self.machine.warp_code[lane]
+            self.batch.fail(InFlightError, "frees tensor memory while a product has not been waited for")
+        own = self.batch.warp_code[lane]
         for users in (self.reader, self.writer):
             used = users[block, :, first : first + columns]
             if ((used != 0) & (used != own)).any():
                 what = "frees tensor memory that another warp used since the last barrier"
-                self.machine.fail(RaceError, what, lane)
+                self.batch.fail(RaceError, what, lane)
         del self.allocated[block][first]
 
     def check_end(self) -> None:
         for left in self.allocated:
             if left:
-                self.machine.fail(UndefinedError, "the kernel ends with tensor memory allocated (PTX ISA 9.7.16.7)")
+                self.batch.fail(UndefinedError, "the kernel ends with tensor memory allocated (PTX ISA 9.7.16.7)")
 
     def _check_allocated(self, block: int, columns: Array) -> None:
         low, high = int(np.min(columns)), int(np.max(columns))
         if not any(first <= low and high < first + many for first, many in self.allocated[block].items()):
-            self.machine.fail(
+            self.batch.fail(
                 OutOfBoundsError, f"columns {low} to {high} of tensor memory, which are not allocated together"
             )
 
     # ------------------------------------------------------------ loads and stores of warps
 
     def load(self, rows: Array, columns: Array) -> Array:
-        """Cells [n, lanes] for the active lanes; the registers are the caller's to hold back."""
+        """Load cells [n, lanes] for the active lanes; the caller holds the registers back."""
         lanes, block, rows, columns = self._own(rows, columns)
         flags = self.flags[block, rows, columns]
         self._refuse(
@@ -113,7 +112,7 @@ class TensorMemory:
             InFlightError, flags & COMPUTING, "reads", "a product that writes it has not been waited for", rows, columns
         )
         self._refuse(UninitialisedError, (flags & WRITTEN) == 0, "reads", "nothing was written there", rows, columns)
-        self.reader[block, rows, columns] = self.machine.warp_code[lanes]
+        self.reader[block, rows, columns] = self.batch.warp_code[lanes]
         return self.cells[block, rows, columns]
 
     def store(self, rows: Array, columns: Array, values: Array) -> None:
@@ -122,7 +121,7 @@ class TensorMemory:
         self._refuse(InFlightError, flags & (COMPUTING | CONSUMED), "writes", "a product uses it", rows, columns)
         self.cells[block, rows, columns] = values
         self.flags[block, rows, columns] |= WRITTEN | STORING
-        self.writer[block, rows, columns] = self.machine.warp_code[lanes]
+        self.writer[block, rows, columns] = self.batch.warp_code[lanes]
         self.stores.append((lanes, np.broadcast_to(block, rows.shape), rows, columns))
 
     def wait_stores(self) -> None:
@@ -131,15 +130,15 @@ class TensorMemory:
         self.stores = []
 
     def _own(self, rows: Array, columns: Array) -> tuple[Array, Array, Array, Array]:
-        machine = self.machine
-        lanes = np.flatnonzero(machine.active)
+        batch = self.batch
+        lanes = np.flatnonzero(batch.active)
         rows, columns = np.broadcast_arrays(rows[:, lanes], columns[:, lanes])
-        wrong = rows // 32 != (machine.thread[lanes] // 32) % 4
+        wrong = rows // 32 != (batch.thread[lanes] // 32) % 4
         if wrong.any() or rows.min() < 0 or rows.max() >= ROWS:
-            machine.fail(OutOfBoundsError, "a warp may touch only the 32 rows of tensor memory that its number says")
-        for block in np.unique(machine.block[lanes]):
-            self._check_allocated(int(block), columns[:, machine.block[lanes] == block])
-        return lanes, machine.block[lanes], rows, columns
+            batch.fail(OutOfBoundsError, "a warp may touch only the 32 rows of tensor memory that its number says")
+        for block in np.unique(batch.block[lanes]):
+            self._check_allocated(int(block), columns[:, batch.block[lanes] == block])
+        return lanes, batch.block[lanes], rows, columns
 
     # ------------------------------------------------------------ products
 
@@ -147,7 +146,7 @@ class TensorMemory:
         self, block: int, result: Cells, source: Cells | None, consumed: Array, accumulate: bool, lane: int
     ) -> None:
         """Check the cells of a product and mark them as in use until its end has been waited for."""
-        own = self.machine.warp_code[lane]
+        own = self.batch.warp_code[lane]
         for cells, writes in ((result, True), (source, False)):
             if cells is None:
                 continue
@@ -168,10 +167,10 @@ class TensorMemory:
             self.flags[block][cells] |= (WRITTEN | COMPUTING) if writes else CONSUMED
         self.issued[block] += 1
         self.products[block].append(Product(self.issued[block], result, source, consumed))
-        self.machine.pending.consume(consumed)
+        self.shared.consume(consumed)
 
     def observed(self, block: int, covered: int, by_all: bool) -> None:
-        """Some or all threads of a block have waited for its first `covered` products."""
+        """Note that some or all threads of a block have waited for its first `covered` products."""
         done = [product for product in self.products[block] if product.number <= covered]
         if not done:
             return
@@ -185,13 +184,11 @@ class TensorMemory:
             flags[product.result] |= COMPUTING
             if product.source is not None:
                 flags[product.source] |= CONSUMED
-        self.machine.pending.give_back(
-            np.concatenate([product.consumed for product in done]), behind_barrier=not by_all
-        )
+        self.shared.give_back([product.consumed for product in done], behind_barrier=not by_all)
 
     def _refuse(self, kind: type[PtxError], wrong: Array, verb: str, why: str, rows: Array, columns: Array) -> None:
         if not np.any(wrong):
             return
         at = np.unravel_index(int(np.argmax(wrong != 0)), wrong.shape)
         cell = f"row {int(rows[at])}, column {int(columns[at])}"
-        self.machine.fail(kind, f"{verb} tensor memory at {cell}: {why}")
+        self.batch.fail(kind, f"{verb} tensor memory at {cell}: {why}")

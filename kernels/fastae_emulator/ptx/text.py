@@ -1,4 +1,4 @@
-"""PTX text to a Program: registers, parameters, branch targets, and the source line of each instruction."""
+"""Parser of PTX text: registers, parameters, branch targets, and the source line of each instruction."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _NAME = re.compile(r"[%$\w]+")
 
 @dataclass(frozen=True)
 class Instruction:
-    """One instruction. Registers that a scope declares carry its number: `%complete@3`."""
+    """Instruction of a program. Registers that a scope declares carry its number: `%complete@3`."""
 
     opcode: str
     qualifiers: tuple[str, ...]
@@ -44,7 +44,7 @@ class Instruction:
 
 @dataclass
 class Program:
-    """A parsed kernel."""
+    """Parsed kernel."""
 
     name: str
     parameters: tuple[tuple[str, str], ...]  # (name, type)
@@ -53,6 +53,9 @@ class Program:
     instructions: list[Instruction]
     symbols: dict[str, int]  # shared or local variable -> offset in its space
     local_bytes: int
+
+    def uses(self, opcode: str) -> bool:
+        return any(instruction.opcode == opcode for instruction in self.instructions)
 
 
 @dataclass
@@ -63,7 +66,7 @@ class _Scope:
 
 
 def split_operands(text: str) -> tuple[str, ...]:
-    """At the commas outside braces and brackets."""
+    """Split at the commas outside braces and brackets."""
     found, depth, current = [], 0, ""
     for character in text:
         depth += (character in "{[(") - (character in "}])")
@@ -76,7 +79,7 @@ def split_operands(text: str) -> tuple[str, ...]:
 
 
 def parse(ptx: str) -> Program:
-    """The first kernel of a module."""
+    """Parse the first kernel of a module."""
     entry = _ENTRY.search(ptx)
     if entry is None:
         raise PtxError("the PTX holds no .entry")
@@ -137,7 +140,7 @@ class _Body:
         self._resolve()
 
     def _place(self, text: str) -> None:
-        """`.loc 2 43 17 // standard.py:43:17 @[ tile_ops.py:39:30 ]`: the comment names the callers too."""
+        """Read `.loc 2 43 17 // standard.py:43:17 @[ tile_ops.py:39:30 ]`: the comment names the callers too."""
         code, _, comment = text.partition("//")
         numbers = code.split()
         chain = [f"{file}:{line}" for file, line in _PLACE.findall(comment)]

@@ -2,7 +2,7 @@
 
 Arguments are fp32 or fp64 tiles, and stand left of a constant: the interpreter turns `constexpr * tile` into a
 constexpr.
-`s` is the output y or the pre-activation p, as `reference.ACTIVATIONS[name].saves` says.
+`s` is the output y or the pre-activation p, as `elementwise.ACTIVATIONS[name].saves` says.
 At kinks, inf and NaN they follow torch's own derivatives: f'(0) is 0 for relu, the slope for leaky_relu, 1 for elu.
 """
 
@@ -11,10 +11,10 @@ from __future__ import annotations
 import triton
 import triton.language as tl
 
-from fastae_kernels import reference
+from fastae_kernels import elementwise
 
-_LEAKY_RELU_SLOPE = tl.constexpr(reference.LEAKY_RELU_SLOPE)
-_LOGIT_EPS = tl.constexpr(reference.LOGIT_EPS)
+_LEAKY_RELU_SLOPE = tl.constexpr(elementwise.LEAKY_RELU_SLOPE)
+_LOGIT_EPS = tl.constexpr(elementwise.LOGIT_EPS)
 _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 _SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
@@ -188,4 +188,4 @@ def logit_bwd(dy, p):
 
 
 #: name -> (forward, backward)
-PAIRS = {name: (globals()[f"{name}_fwd"], globals()[f"{name}_bwd"]) for name in reference.ACTIVATIONS}
+PAIRS = {name: (globals()[f"{name}_fwd"], globals()[f"{name}_bwd"]) for name in elementwise.ACTIVATIONS}

@@ -1,6 +1,6 @@
 """Linear layer with activation: forward, activation backward, data gradient, weight gradient.
 
-Mathematics, shapes and dimension letters: `kernels/README.md`. Twins: `reference.py`.
+Mathematics, shapes and dimension letters: `kernels/README.md`. What each launcher computes: `ops.py`.
 """
 
 from __future__ import annotations
@@ -9,16 +9,12 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastae_kernels.jit import tiles
+from fastae_kernels.jit import launch, tiles
 from fastae_kernels.jit.activations import PAIRS
-from fastae_kernels.jit.sums import sum_rows, sum_together
+from fastae_kernels.jit.sums import sum_partials, sum_rows
 from fastae_kernels.jit.tile_ops import dot_tile, narrow, offsets, tile_of, workspace
-from fastae_kernels.reference import Pending
-
-# `linear_wgrad` splits the rows until it has about this many programs: one for each SM of an A100 or H100.
-# A constant rather than the SM count at hand, so that the same shapes give the same bits on every device.
-SPLIT_PROGRAMS = 128
-SPLIT_ROWS = 512  # a split has at least this many rows; fewer cost more in partials than they fill
+from fastae_kernels.ops import Pending
+from fastae_kernels.splits import split_rows as split_rows_of
 
 
 @triton.jit
@@ -138,46 +134,43 @@ def linear_act_fwd(
     keep_p: bool = False,
     out: tuple[Tensor, Tensor | None] | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept; `out` is for (y, p)."""
     (M, K), N = x.shape, w.shape[0]
     y_out, p_out = (None, None) if out is None else out
-    y = tiles.output(x, (M, N), y_out)
-    p = tiles.output(x, (M, N), p_out) if keep_p else None
+    y = launch.output(x, (M, N), y_out)
+    p = launch.output(x, (M, N), p_out) if keep_p else None
     tile = tiles.choose(M, N, K, x, w)
-    tiles.launch(
+    launch.launch(
         _linear_act_fwd_kernel, triton.cdiv(M, tile.rows) * triton.cdiv(N, tile.cols), x,
         x, w, b, y, p, M, N, K, *x.stride(), *w.stride(), 0 if b is None else b.stride(0),
-        ACTIVATION=PAIRS[activation][0], ACC=tiles.accumulator(x.dtype), PRECISION=tiles.dot_precision(x.dtype),
+        ACTIVATION=PAIRS[activation][0], ACC=launch.accumulator(x.dtype), PRECISION=launch.dot_precision(x.dtype),
         **tile.meta(),
     )  # fmt: skip
     return y, p
 
 
 def act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = False) -> tuple[Tensor, Tensor | None]:
-    """dp = dy * f'(p) [M, N], and db = the sum of dp over the rows [N] if it is asked for."""
     M, N = dy.shape
     dp = dy.new_empty((M, N))
     block_n = min(128, triton.next_power_of_2(max(N, 1)))
-    block_m = min(16384 // max(dy.itemsize, 4) // block_n, triton.next_power_of_2(max(M, 1)))  # 32 values a thread
+    block_m = min(tiles.ACT_BWD_BYTES // max(dy.itemsize, 4) // block_n, triton.next_power_of_2(max(M, 1)))
     rows = triton.cdiv(M, block_m)
     partials = workspace(dy, rows, N) if need_db else None
-    tiles.launch(
+    launch.launch(
         _act_bwd_kernel, rows * triton.cdiv(N, block_n), dy,
         dy, saved, dp, partials, M, N, *dy.stride(), *_strides(saved),
-        ACTIVATION=PAIRS[activation][1], ACC=tiles.accumulator(dy.dtype), BLOCK_M=block_m, BLOCK_N=block_n,
+        ACTIVATION=PAIRS[activation][1], ACC=launch.accumulator(dy.dtype), BLOCK_M=block_m, BLOCK_N=block_n,
     )  # fmt: skip
     return dp, None if partials is None else sum_rows(partials, dy.new_empty(N))
 
 
 def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None) -> Tensor:
-    """dx = (dp w) * f'(...) [M, K]: the gradient handed to the layer below, through that layer's activation."""
     (M, N), K = dp.shape, w.shape[1]
-    dx = tiles.output(dp, (M, K), out)
+    dx = launch.output(dp, (M, K), out)
     tile = tiles.choose(M, K, N, dp, w, table=tiles.DGRAD_TILES)
-    tiles.launch(
+    launch.launch(
         _linear_dgrad_act_kernel, triton.cdiv(M, tile.rows) * triton.cdiv(K, tile.cols), dp,
         dp, w, saved, dx, M, N, K, *dp.stride(), *w.stride(), *_strides(saved),
-        ACTIVATION=PAIRS[activation][1], ACC=tiles.accumulator(dp.dtype), PRECISION=tiles.dot_precision(dp.dtype),
+        ACTIVATION=PAIRS[activation][1], ACC=launch.accumulator(dp.dtype), PRECISION=launch.dot_precision(dp.dtype),
         **tile.meta(),
     )  # fmt: skip
     return dx
@@ -191,12 +184,6 @@ def linear_wgrad(
     out: tuple[Tensor, Tensor | None] | None = None,
     pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """dw = scale dpT x [N, K], and db = scale times the sum of dp over the rows [N] if it is asked for.
-
-    `scale` is a number or a 0-d tensor on the device, read by the kernel and multiplied in the accumulator; 1 if None.
-    `out`, contiguous, is for (dw, db), in their own dtype; it may lack the last rows and columns, which are dropped.
-    `pending` takes what is still to be summed for the results to be there.
-    """
     scale = workspace(dp).fill_(scale) if isinstance(scale, float) else scale
     (M, N), K = dp.shape, x.shape[1]
     dw, db = (dp.new_empty((N, K)), None) if out is None else out
@@ -212,26 +199,15 @@ def linear_wgrad(
     whole = splits == 1 and dw.shape == (N, K)
     dw_out = dw if whole else workspace(dp, splits, N, K)
     db_out = db if whole or db is None else workspace(dp, splits, N)
-    tiles.launch(
+    launch.launch(
         _linear_wgrad_kernel, splits * programs, dp,
         dp, x, dw_out, db_out, scale, M, N, K, split_rows, *dp.stride(), *x.stride(),
-        ACC=tiles.accumulator(dp.dtype), PRECISION=tiles.dot_precision(dp.dtype), **tile.meta(),
+        ACC=launch.accumulator(dp.dtype), PRECISION=launch.dot_precision(dp.dtype), **tile.meta(),
     )  # fmt: skip
     if not whole:
         parts = [(dw_out, dw)] if db is None or db_out is None else [(dw_out, dw), (db_out, db)]
         if pending is None:
-            sum_together(parts)
+            sum_partials(parts)
         else:
             pending += parts
     return dw, db
-
-
-def split_rows_of(M: int, N: int, K: int) -> tuple[int, int]:
-    """(splits, rows in each) of a weight gradient: from the shape alone, counted in tiles of 64 x 64.
-
-    At most eight: beyond that a dw of fp32 partials moves more bytes than most batches.
-    """
-    output_tiles = triton.cdiv(N, 64) * triton.cdiv(K, 64)
-    splits = max(1, min(8, SPLIT_PROGRAMS // max(output_tiles, 1), M // SPLIT_ROWS))
-    split_rows = triton.cdiv(triton.cdiv(max(M, 1), splits), 128) * 128  # whole reduction steps of every tile
-    return triton.cdiv(max(M, 1), split_rows), split_rows

@@ -1,5 +1,9 @@
-"""Mean squared error and its gradient in one pass over the data. Mathematics: `kernels/README.md`; twin:
-`reference.mse`."""
+"""Each loss as a pair of jit functions, and the loss of a whole array with its gradient in one pass.
+
+`<name>_value(y, t, SETTING)` is the loss of each value, `<name>_gradient(y, t, SETTING)` its derivative by y in units
+of the loss's factor (`elementwise.LOSSES[name].factor`). Arguments are fp32 or fp64 tiles; SETTING is the loss's number
+(huber's delta), a constant of the compiled kernel, so that fp64 has all its digits.
+"""
 
 from __future__ import annotations
 
@@ -7,20 +11,59 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastae_kernels.jit import tiles
+from fastae_kernels import elementwise
+from fastae_kernels.elementwise import LossKind
+from fastae_kernels.jit import launch
 from fastae_kernels.jit.sums import sum_rows
 from fastae_kernels.jit.tile_ops import narrow, offsets, workspace
-
-BLOCK = 4096  # elements a program reads of each tensor; fixed, since it decides the order of the sum
+from fastae_kernels.jit.tiles import LOSS_BLOCK
+from fastae_kernels.ops import Out
 
 
 @triton.jit
-def _mse_kernel(
+def mse_value(y, t, SETTING: tl.constexpr):
+    e = y - t
+    return e * e
+
+
+@triton.jit
+def mse_gradient(y, t, SETTING: tl.constexpr):
+    return y - t
+
+
+@triton.jit
+def _clamped(e, SETTING: tl.constexpr):
+    delta = tl.full((), SETTING, e.dtype)  # a number that a comparison meets becomes fp32
+    return tl.where(e > delta, delta, tl.where(e < -delta, -delta, e))
+
+
+@triton.jit
+def huber_value(y, t, SETTING: tl.constexpr):
+    e = y - t
+    c = _clamped(e, SETTING)
+    return c * (e - c * 0.5)  # e^2 / 2 inside +-delta, delta (|e| - delta / 2) outside
+
+
+@triton.jit
+def huber_gradient(y, t, SETTING: tl.constexpr):
+    return _clamped(y - t, SETTING)
+
+
+#: name -> (value, gradient)
+LOSS_PAIRS = {name: (globals()[f"{name}_value"], globals()[f"{name}_gradient"]) for name in elementwise.LOSSES}
+
+
+# ---------------------------------------------------------------- the loss of an array
+
+
+@triton.jit
+def _loss_kernel(
     input_ptr, target_ptr, dinput_ptr, partial_ptr, M, N, denominator,
     stride_im, stride_in, stride_tm, stride_tn,
+    VALUE: tl.constexpr, GRADIENT: tl.constexpr, SETTING: tl.constexpr, FACTOR: tl.constexpr,
     ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """partial = sum (input - target)^2 / denominator of one tile; dinput = 2 (input - target) / denominator."""
+    """partial = sum of the loss of one tile / denominator; dinput = its derivative by the input."""
     pid = tl.program_id(0)
     tiles_n = tl.cdiv(N, BLOCK_N)
     offs_m, mask_m = offsets(pid // tiles_n, M, BLOCK_M)
@@ -28,31 +71,40 @@ def _mse_kernel(
     mask = mask_m[:, None] & mask_n[None, :]
     input = tl.load(input_ptr + offs_m[:, None] * stride_im + offs_n[None, :] * stride_in, mask=mask, other=0.0)
     target = tl.load(target_ptr + offs_m[:, None] * stride_tm + offs_n[None, :] * stride_tn, mask=mask, other=0.0)
-    difference = input.to(ACC) - target.to(ACC)
+    y, t = input.to(ACC), target.to(ACC)
     n = tl.cast(denominator, ACC)
-    tl.store(partial_ptr + pid, tl.sum(difference * difference) / n)
+    tl.store(partial_ptr + pid, tl.sum(tl.where(mask, VALUE(y, t, SETTING), 0.0)) / n)
     if dinput_ptr is not None:
-        dinput = narrow(difference * (2.0 / n), dinput_ptr.dtype.element_ty)
+        dinput = narrow(GRADIENT(y, t, SETTING) * (FACTOR / n), dinput_ptr.dtype.element_ty)
         tl.store(dinput_ptr + offs_m[:, None] * N + offs_n[None, :], dinput, mask=mask)
 
 
-def mse(input: Tensor, target: Tensor, reduction: str, need_dinput: bool = False) -> tuple[Tensor, Tensor | None]:
-    """sum (input - target)^2, divided by their number for "mean" [], and its gradient 2 (input - target) / n [M, N]."""
-    loss = input.new_empty(())
-    dinput = input.new_empty(input.shape) if need_dinput else None
+def loss(
+    input: Tensor,
+    target: Tensor,
+    kind: LossKind,
+    reduction: str,
+    need_dinput: bool = False,
+    out: Out | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    memory = out or Out()
+    total = input.new_empty(()) if memory.loss is None else memory.loss
+    dinput = launch.output(input, tuple(input.shape), memory.dp) if need_dinput else None
     n = input.numel()
     if n == 0:
-        return loss.fill_(float("nan") if reduction == "mean" else 0.0), dinput
+        return total.fill_(float("nan") if reduction == "mean" else 0.0), dinput
     if input.is_contiguous() and target.is_contiguous():
         input, target = input.view(1, n), target.view(1, n)
     M, N = input.shape
-    block_n = min(BLOCK if M == 1 else 128, triton.next_power_of_2(N))
-    block_m = min(BLOCK // block_n, triton.next_power_of_2(M))
+    block_n = min(LOSS_BLOCK if M == 1 else 128, triton.next_power_of_2(N))
+    block_m = min(LOSS_BLOCK // block_n, triton.next_power_of_2(M))
     programs = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
     partials = workspace(input, programs)
-    tiles.launch(
-        _mse_kernel, programs, input,
+    value, gradient = LOSS_PAIRS[kind.name]
+    launch.launch(
+        _loss_kernel, programs, input,
         input, target, dinput, partials, M, N, n if reduction == "mean" else 1, *input.stride(), *target.stride(),
-        ACC=tiles.accumulator(input.dtype), BLOCK_M=block_m, BLOCK_N=block_n, num_warps=8,
+        VALUE=value, GRADIENT=gradient, SETTING=kind.setting, FACTOR=kind.row.factor,
+        ACC=launch.accumulator(input.dtype), BLOCK_M=block_m, BLOCK_N=block_n, num_warps=8,
     )  # fmt: skip
-    return sum_rows(partials, loss), dinput
+    return sum_rows(partials, total), dinput

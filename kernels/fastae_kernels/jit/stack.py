@@ -1,6 +1,6 @@
 """A whole stack of layers in one kernel: a block of rows is carried through all of them and never leaves the chip.
 
-Mathematics, shapes and dimension letters: `kernels/README.md`. Twins: `reference.py`.
+Mathematics, shapes and dimension letters: `kernels/README.md`. What each launcher computes: `ops.py`.
 """
 
 from __future__ import annotations
@@ -13,13 +13,15 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastae_kernels.jit import tiles
+from fastae_kernels.elementwise import MSE, LossKind
+from fastae_kernels.jit import launch, tiles
 from fastae_kernels.jit.activations import PAIRS
 from fastae_kernels.jit.linear_act import linear_act_fwd
-from fastae_kernels.jit.linear_act_loss import linear_act_mse
-from fastae_kernels.jit.tile_ops import dot_tile, narrow, offsets, operand, row_sum_of_squares, workspace
-
-STACK_WIDTH = 256  # the widest hidden layer whose rows are kept on chip
+from fastae_kernels.jit.linear_act_loss import linear_act_loss
+from fastae_kernels.jit.losses import LOSS_PAIRS
+from fastae_kernels.jit.tile_ops import dot_tile, narrow, offsets, operand, row_sum, workspace
+from fastae_kernels.jit.tiles import STACK_WIDTH
+from fastae_kernels.ops import Criterion, Layer
 
 
 @triton.jit
@@ -131,10 +133,11 @@ def _stack_encode_kernel(
 def _stack_score_kernel(
     x_ptr, weights, biases, strides, last_w_ptr, last_b_ptr, score_ptr, M, K,
     stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, activations, LAST: tl.constexpr,
+    VALUE: tl.constexpr, SETTING: tl.constexpr,
     WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """score = mean of (y - x)^2 of each row, [M]: hidden layers as above, the last one tile of columns at a time."""
+    """score = the mean loss of each row against x, [M]: hidden layers as above, the last tile by tile."""
     offs_m, mask_m = offsets(tl.program_id(0), M, BLOCK_M)
     h = _carry(
         x_ptr, weights, biases, strides, offs_m, mask_m, K, stride_xm, stride_xk, activations,
@@ -143,7 +146,7 @@ def _stack_score_kernel(
     BELOW: tl.constexpr = WIDTHS[len(WIDTHS) - 1]
     BLOCK_K: tl.constexpr = h.shape[1]
     h = operand(h)
-    squares = tl.zeros((BLOCK_M,), dtype=ACC)
+    total = tl.zeros((BLOCK_M,), dtype=ACC)
     for first_n in range(0, K, BLOCK_N):
         offs_n = tl.arange(0, BLOCK_N).to(tl.int64) + first_n
         mask_n = offs_n < K
@@ -153,9 +156,8 @@ def _stack_score_kernel(
             p += tl.load(last_b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC)[None, :]
         mask = mask_m[:, None] & mask_n[None, :]
         x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_n[None, :] * stride_xk, mask=mask, other=0.0)
-        error = tl.where(mask, LAST(p) - x.to(ACC), 0.0)
-        squares += row_sum_of_squares(error, mask)
-    tl.store(score_ptr + offs_m, squares / tl.cast(K, ACC), mask=mask_m)
+        total += row_sum(VALUE(LAST(p), x.to(ACC), SETTING), mask)
+    tl.store(score_ptr + offs_m, total / tl.cast(K, ACC), mask=mask_m)
 
 
 def _hidden(
@@ -175,9 +177,9 @@ def _hidden(
         "activations": tuple(PAIRS[name][0] for name in activations),
         "WIDTHS": widths,
         "BLOCKS": blocks,
-        "CHUNK": tiles.STACK_CHUNK[tiles.product(x.dtype)],
-        "ACC": tiles.accumulator(x.dtype),
-        "PRECISION": tiles.dot_precision(x.dtype),
+        "CHUNK": tiles.STACK_CHUNK[launch.product(x.dtype)],
+        "ACC": launch.accumulator(x.dtype),
+        "PRECISION": launch.dot_precision(x.dtype),
         "BLOCK_M": tile.rows,
         "BLOCK_R": tile.depth,
         "num_warps": tile.warps,
@@ -191,14 +193,15 @@ def _check(what: str, widths: Sequence[int]) -> None:
 
 
 def stack_score(
-    x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
+    x: Tensor,
+    weights: Sequence[Tensor],
+    biases: Sequence[Tensor | None],
+    activations: Sequence[str],
+    kind: LossKind = MSE,
 ) -> Tensor:
-    """Each row's mean squared error after all layers, [M, K] -> [M]; fp32, or fp64 for fp64.
-
-    Every hidden layer has at most 256 features.
-    """
+    """Every hidden layer has at most 256 features."""
     if len(weights) == 1:
-        return linear_act_mse(x, weights[0], biases[0], x, activations[0], "none")[0]
+        return linear_act_loss(x, Layer(weights[0], biases[0], activations[0]), x, Criterion(kind, "none"))[0]
     M, K = x.shape
     _check("stack_score: hidden layers", [w.shape[0] for w in weights[:-1]])
     score = workspace(x, M)
@@ -206,11 +209,11 @@ def stack_score(
         return score.fill_(float("nan"))
     tile = tiles.choose_stack(M, K, x)
     w, b = weights[-1], biases[-1]
-    tiles.launch(
+    launch.launch(
         _stack_score_kernel, triton.cdiv(M, tile.rows), x,
         x_ptr=x, last_w_ptr=w, last_b_ptr=b, score_ptr=score, M=M, K=K, stride_xm=x.stride(0), stride_xk=x.stride(1),
         stride_wn=w.stride(0), stride_wk=w.stride(1), stride_bn=0 if b is None else b.stride(0),
-        LAST=PAIRS[activations[-1]][0], BLOCK_N=tile.cols,
+        LAST=PAIRS[activations[-1]][0], VALUE=LOSS_PAIRS[kind.name][0], SETTING=kind.setting, BLOCK_N=tile.cols,
         **_hidden(x, weights[:-1], biases[:-1], activations[:-1], tile),
     )  # fmt: skip
     return score
@@ -219,14 +222,14 @@ def stack_score(
 def stack_encode(
     x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
 ) -> Tensor:
-    """The rows of x [M, K] after all layers, [M, N]; every layer has at most 256 features."""
+    """Every layer has at most 256 features."""
     if len(weights) == 1:
         return linear_act_fwd(x, weights[0], biases[0], activations[0])[0]
     M, K = x.shape
     _check("stack_encode: every layer", [w.shape[0] for w in weights])
     y = x.new_empty((M, weights[-1].shape[0]))
     tile = tiles.choose_stack(M, K, x)
-    tiles.launch(
+    launch.launch(
         _stack_encode_kernel, triton.cdiv(M, tile.rows) if y.numel() else 0, x,
         x_ptr=x, y_ptr=y, M=M, K=K, stride_xm=x.stride(0), stride_xk=x.stride(1),
         **_hidden(x, weights, biases, activations, tile),
@@ -234,6 +237,6 @@ def stack_encode(
     return y
 
 
-def fits_stack_score(dims: Sequence[int], dtype: torch.dtype) -> bool:
+def fits_stack(dims: Sequence[int], dtype: torch.dtype) -> bool:
     """Whether hidden rows of a stack of these widths (input, hidden ..., output) fit on chip: 256, in fp64 128."""
     return max(dims[1:-1], default=0) <= (STACK_WIDTH // 2 if dtype == torch.float64 else STACK_WIDTH)

@@ -1,6 +1,6 @@
 """Partial results added up, and matrices brought into rows of another length: any number of them in one launch.
 
-Mathematics, shapes and dimension letters: `kernels/README.md`. Twin: `reference.sum_together`.
+Mathematics, shapes and dimension letters: `kernels/README.md`. Twin: `reference.Reference.sum_partials`.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastae_kernels.jit import tiles
+from fastae_kernels.jit import launch
 from fastae_kernels.jit.tile_ops import narrow, offsets
+from fastae_kernels.jit.tiles import WARP_COLUMNS
 
-WARP_COLUMNS = 512  # in one warp 16 a thread: stores of 16 bytes in every type
 SIZES = 8  # numbers that describe a sum
 
 
@@ -66,7 +66,7 @@ def _sum_one(
 
 
 @triton.jit
-def _sum_together_kernel(
+def _sum_partials_kernel(
     srcs, dsts, sizes, FLAT: tl.constexpr, BLOCKS_0: tl.constexpr, BLOCKS_1: tl.constexpr, SIZES: tl.constexpr
 ):
     """Sum k is made by the programs below sizes[SIZES * k], and not by those below that of the sum before."""
@@ -81,7 +81,7 @@ def _sum_together_kernel(
             )  # fmt: skip
 
 
-def sum_together(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+def sum_partials(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
     """For each pair (src [R, ...], dst): dst = src.sum(0), in one launch.
 
     src [R], [R, J] or [R, I, J] in any strides, dst contiguous and without the R; fp32 sums (fp64 for fp64), rounded
@@ -107,8 +107,8 @@ def sum_together(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
         ends.append(ends[-1] + in_rows * triton.cdiv(size_j, block))
         sizes += [ends[-1], R, size_i, size_j, inside, src.stride(0), stride_i, stride_j]
     if pairs:
-        tiles.launch(
-            _sum_together_kernel, ends[-1], pairs[0][1],
+        launch.launch(
+            _sum_partials_kernel, ends[-1], pairs[0][1],
             tuple(src for src, _ in pairs), tuple(dst for _, dst in pairs), tuple(sizes),
             FLAT=tuple(flat), BLOCKS_0=tuple(b for b, _ in blocks), BLOCKS_1=tuple(b for _, b in blocks), SIZES=SIZES,
             num_warps=1,
@@ -117,5 +117,5 @@ def sum_together(pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
 
 def sum_rows(partials: Tensor, out: Tensor) -> Tensor:
     """out = the sum over the leading axis of contiguous `partials` [R, ...], rounded to out's type once."""
-    sum_together([(partials, out)])
+    sum_partials([(partials, out)])
     return out

@@ -7,11 +7,11 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastae_kernels.jit import tiles
+from fastae_kernels.jit import launch
 
 # Triton's interpreter multiplies the bit patterns of bf16 in tl.dot (triton#11584) and truncates fp32 -> bf16 where
 # hardware rounds to nearest even. Compiled code never sees the branches that this constant guards.
-_INTERPRETED = tl.constexpr(tiles.interpreted())
+_INTERPRETED = tl.constexpr(launch.interpreted())
 
 
 @triton.jit
@@ -104,13 +104,14 @@ def plus_bias(p, b, mask):
 
 
 @triton.jit
-def row_sum_of_squares(tile, mask):
-    """sum over j of tile[i, j]^2, as [I], the tile being 0 outside the mask.
+def row_sum(tile, mask):
+    """sum over j of tile[i, j] inside the mask, as [I].
 
-    Masked once more behind the product: a product next to an addition becomes one fused multiply-add, and in a sum
-    across threads each then rounds another term, so that two threads that hold the same row store different last bits.
+    Masked behind the products that the tile is made of: a product next to an addition becomes one fused multiply-add,
+    and in a sum across threads each then rounds another term, so that two threads that hold the same row store
+    different last bits.
     """
-    return tl.sum(tl.where(mask, tile * tile, 0.0), axis=1)
+    return tl.sum(tl.where(mask, tile, 0.0), axis=1)
 
 
 def workspace(like: Tensor, *shape: int) -> Tensor:

@@ -1,19 +1,16 @@
-"""Host side of a launch: which tile a kernel uses on which GPU, whether a launch is legal, and on which device.
+"""All numbers of a launch: which tile a kernel uses on which GPU, how partial results are split.
 
 A tile changes speed, never bits that users compare: partial results are split and added as the shape alone decides.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, replace
-from typing import Any
 
-import torch
 import triton
-import triton.language as tl
 from torch import Tensor
+
+from fastae_kernels.jit.launch import aligned, family, interpreted, product
 
 
 @dataclass(frozen=True)
@@ -71,7 +68,7 @@ TILES: dict[tuple[str, int], Tile] = {
 }
 
 
-# The tiles of `linear_act_mse` where they differ: its epilogue holds target, y and dp beside the accumulator, and with
+# The tiles of `linear_act_loss` where they differ: its epilogue holds target, y and dp beside the accumulator, and with
 # 64 values of each in a thread gelu and logit spilled.
 LOSS_TILES: dict[tuple[str, int], Tile] = TILES | {
     ("ampere", 2): Tile(64, 64, 32, 4, 4),
@@ -102,7 +99,7 @@ WGRAD_TILES: dict[tuple[str, int], Tile] = TILES | {
 # The tiles of `linear_dgrad_act`
 DGRAD_TILES: dict[tuple[str, int], Tile] = TILES | TF32_COLUMNS
 
-# `decoder_mse`: (family or unaligned, how a product is computed) -> rows, columns of the output per step; all of K.
+# `decoder_loss`: (family or unaligned, how a product is computed) -> rows, columns of the output per step; all of K.
 DECODER_TILES: dict[tuple[str, str], Tile] = {
     ("ampere", "half"): Tile(64, 64, 256, 8, 2),
     ("ampere", "tf32"): Tile(32, 32, 256, 8, 1),
@@ -150,27 +147,6 @@ STACK_CHUNK = {"half": 128, "tf32": 64, "ieee": 16, "double": 16}  # columns of 
 FILL = 128  # programs: about one for each SM of an A100 or H100
 
 
-def interpreted() -> bool:
-    """Whether kernels run in Triton's interpreter (TRITON_INTERPRET=1 when Triton was first imported)."""
-    return bool(triton.knobs.runtime.interpret)
-
-
-def family() -> str:
-    """The GPU family of the active Triton driver, as the tile table spells it."""
-    if interpreted():
-        return "interpreter"
-    target = triton.runtime.driver.active.get_current_target()
-    if target.backend == "hip":
-        return "amd"
-    return "ampere" if target.arch < 90 else "hopper" if target.arch < 100 else "blackwell"
-
-
-def aligned(*operands: Tensor) -> bool:
-    """Whether rows are multiples of 16 bytes, so that they can be copied asynchronously."""
-    size = operands[0].dtype.itemsize
-    return all(stride == 1 or stride * size % 16 == 0 for operand in operands for stride in operand.stride())
-
-
 def choose(rows: int, cols: int, depth: int, *operands: Tensor, table: dict[tuple[str, int], Tile] = TILES) -> Tile:
     """The tile for a [rows, cols] output with a reduction of `depth`, on the device at hand."""
     kind = family() if interpreted() or aligned(*operands) else "unaligned"
@@ -178,7 +154,7 @@ def choose(rows: int, cols: int, depth: int, *operands: Tensor, table: dict[tupl
 
 
 def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
-    """The tile of `decoder_mse`; `depth` is all of K."""
+    """The tile of `decoder_loss`; `depth` is all of K."""
     kind, gpu = product(operands[0].dtype), family()
     tile = DECODER_TILES.get((gpu if aligned(*operands) else "unaligned", kind), DECODER_SMALL[kind])
     return _filling(rows, tile, DECODER_SMALL[kind]).clipped(rows, cols, depth)
@@ -195,56 +171,10 @@ def _filling(rows: int, tile: Tile, small: Tile) -> Tile:
     return small if rows < FILL * tile.rows and small.rows < tile.rows else tile
 
 
-def output(like: Tensor, shape: tuple[int, ...], out: Tensor | None = None) -> Tensor:
-    """`out`, or a fresh tensor of that shape: kernels write contiguous outputs."""
-    if out is None:
-        return like.new_empty(shape)
-    assert out.shape == shape, f"out must be {list(shape)}; got {list(out.shape)}"
-    assert out.is_contiguous(), f"out must be contiguous; got strides {out.stride()}"
-    return out
+# ---------------------------------------------------------------- other numbers of a launch
 
-
-def accumulator(dtype: torch.dtype) -> tl.dtype:
-    """fp64 accumulates in fp64, everything else in fp32."""
-    return tl.float64 if dtype == torch.float64 else tl.float32
-
-
-def dot_precision(dtype: torch.dtype) -> str:
-    """tl.dot's input_precision: fp32 follows torch.get_float32_matmul_precision(), other types have only one."""
-    if dtype != torch.float32 or torch.get_float32_matmul_precision() == "highest" or interpreted():
-        return "ieee"
-    target = triton.runtime.driver.active.get_current_target()
-    # Of AMD's chips only the MI300 family multiplies in tf32; Triton refuses it elsewhere.
-    return "tf32" if target.backend == "cuda" or str(target.arch).startswith("gfx94") else "ieee"
-
-
-def product(dtype: torch.dtype) -> str:
-    """How tl.dot multiplies this type: half, tf32, ieee or double."""
-    return "half" if dtype.itemsize == 2 else "double" if dtype == torch.float64 else dot_precision(dtype)
-
-
-def why_not(tensor: Tensor) -> str | None:
-    """None if kernels can be launched on this tensor, or what is missing and what to do about it."""
-    if tensor.is_meta:
-        return "a meta tensor holds no data"
-    if interpreted():
-        return None
-    try:
-        device = triton.runtime.driver.active.get_active_torch_device()
-    except RuntimeError as error:
-        return f"Triton has no active driver ({error}); use a GPU, or set TRITON_INTERPRET=1 before Python starts"
-    if tensor.device.type == device.type:
-        return None
-    return f"the active Triton driver runs on {device.type} tensors, this one is on {tensor.device}; move it there"
-
-
-def on_device(tensor: Tensor) -> AbstractContextManager[Any]:
-    """Triton launches on the current device: make that the tensor's."""
-    return torch.cuda.device(tensor.device) if tensor.is_cuda else nullcontext()
-
-
-def launch(kernel: Callable[..., Any], programs: int, tensor: Tensor, *args: Any, **meta: Any) -> None:
-    """Run `programs` instances along grid axis 0 on the tensor's device; an empty grid is no launch."""
-    if programs:
-        with on_device(tensor):
-            kernel[programs,](*args, **meta)  # type: ignore[index]
+LOSS_BLOCK = 4096  # elements that a program of `loss` reads of each tensor; fixed: it decides the order of the sum
+ACT_BWD_BYTES = 16384  # of a block of `act_bwd`, counted in fp32: 32 values a thread
+DECODER_WIDTH = 256  # the widest x of which `decoder_loss` keeps a block of rows on chip
+STACK_WIDTH = 256  # the widest hidden layer whose rows `stack_score` and `stack_encode` keep on chip
+WARP_COLUMNS = 512  # of `sum_partials`: in one warp 16 a thread, stores of 16 bytes in every type

@@ -1,4 +1,4 @@
-"""A kernel of your own, verified without a GPU: run with `pytest tests/examples/user_kernel.py --noconftest`."""
+"""A kernel of your own, verified without a GPU: run with `pytest tests/verify/examples/user_kernel.py --noconftest`."""
 
 import pytest
 import torch

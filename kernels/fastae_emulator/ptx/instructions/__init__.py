@@ -1,4 +1,4 @@
-"""The instructions, by kind. Importing a module enters its forms into the table."""
+"""Instructions by kind. Importing a module enters its forms into the table that `find` searches."""
 
 from fastae_emulator.ptx.instructions import (
     arithmetic,
@@ -14,6 +14,7 @@ from fastae_emulator.ptx.instructions import (
     warp,
     wgmma,
 )
+from fastae_emulator.ptx.table import find
 
 __all__ = [
     "arithmetic",
@@ -23,6 +24,7 @@ __all__ = [
     "control",
     "convert",
     "copies",
+    "find",
     "mma",
     "move",
     "tcgen05",

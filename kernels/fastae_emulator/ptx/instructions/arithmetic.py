@@ -1,9 +1,8 @@
-"""Numbers: addition to fused multiply-add, minimum and maximum, and the approximate functions, which are exact here."""
+"""Arithmetic: addition to fused multiply-add, minimum and maximum, and approximate functions, which are exact here."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -11,10 +10,8 @@ from fastae_emulator.ptx.decoder import Decoder, Read, Write
 from fastae_emulator.ptx.errors import UndefinedError
 from fastae_emulator.ptx.fma import fma_f32, fma_f64, fma_half
 from fastae_emulator.ptx.scalars import SCALARS, Array, flush, saturate
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.table import Step, implements
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
 INTEGERS = "u16|u32|u64|s16|s32|s64"
 HALVES = "f16|bf16|f16x2|bf16x2"
@@ -23,20 +20,20 @@ Function = Callable[..., Array]
 
 
 def elementwise(reads: list[Read], write: Write, function: Function, ftz: str = "") -> Step:
-    """write(function(operands)); with `ftz` subnormal operands and results are zeros."""
+    """Step that applies a function to the operands; with `ftz` subnormal operands and results are zeros."""
     if ftz:
-        return lambda machine: write(machine, flush(function(*[flush(read(machine)) for read in reads])))
+        return lambda state: write(state, flush(function(*[flush(read(state)) for read in reads])))
     if len(reads) == 1:
         (only,) = reads
-        return lambda machine: write(machine, function(only(machine)))
+        return lambda state: write(state, function(only(state)))
     if len(reads) == 2:
         left, right = reads
-        return lambda machine: write(machine, function(left(machine), right(machine)))
-    return lambda machine: write(machine, function(*[read(machine) for read in reads]))
+        return lambda state: write(state, function(left(state), right(state)))
+    return lambda state: write(state, function(*[read(state) for read in reads]))
 
 
 def simple(d: Decoder, kind: str, function: Function, ftz: str = "") -> Step:
-    """All operands and the result of one type."""
+    """Step with all operands and the result of one type."""
     reads = [d.read(i, kind) for i in range(1, len(d.operands))]
     return elementwise(reads, d.write(0, kind), function, ftz)
 
@@ -46,12 +43,12 @@ _BINARY: dict[str, Function] = {"add": np.add, "sub": np.subtract, "mul": np.mul
 
 @implements("add sub", INTEGERS)
 def add_integers(d: Decoder) -> Step:
-    return simple(d, d.slots[0], _BINARY[d.form.opcode])
+    return simple(d, d.slots[0], _BINARY[d.opcode])
 
 
 @implements("add sub mul", "rn? ftz? sat? f32", "rn? f64", f"rn? {HALVES}", "rn? f32x2")
 def add(d: Decoder) -> Step:
-    function, kind = _BINARY[d.form.opcode], d.slots[-1]
+    function, kind = _BINARY[d.opcode], d.slots[-1]
     if "sat" in d.slots:
         return simple(d, kind, lambda a, b: saturate(function(a, b)), "ftz" if "ftz" in d.slots else "")
     return simple(d, kind, function, "ftz" if "ftz" in d.slots else "")
@@ -59,9 +56,9 @@ def add(d: Decoder) -> Step:
 
 @implements("add sub", "rn? f32 f16|bf16")
 def add_mixed(d: Decoder) -> Step:
-    """f32 result and last operand, narrow first operand (PTX ISA 9.7.5.1)."""
+    """Add with f32 result and last operand, narrow first operand (PTX ISA 9.7.5.1)."""
     reads = [d.read(1, d.slots[-1]), d.read(2, "f32")]
-    return elementwise(reads, d.write(0, "f32"), _BINARY[d.form.opcode])
+    return elementwise(reads, d.write(0, "f32"), _BINARY[d.opcode])
 
 
 @implements("fma", "rn f32 f16|bf16")
@@ -130,25 +127,25 @@ def mad_wide(d: Decoder) -> Step:
 @implements("add", "cc u32|s32")
 @implements("addc", "cc? u32|s32")
 def with_carry(d: Decoder) -> Step:
-    """Additions that write (`.cc`) or read (`madc`, `addc`) the carry of the thread (PTX ISA 9.7.2)."""
-    opcode, kind = d.form.opcode, d.slots[-1]
+    """Add and write (`.cc`) or read (`madc`, `addc`) the carry of the thread (PTX ISA 9.7.2)."""
+    opcode, kind = d.opcode, d.slots[-1]
     signed = np.int64 if kind == "s32" else np.uint64
     reads, write = [d.read(i, kind) for i in range(1, len(d.operands))], d.write(0, "u32")
     carry_out, carry_in = "cc" in d.slots, opcode in ("madc", "addc")
 
-    def step(machine: Machine) -> None:
-        values = [read(machine) for read in reads]
+    def step(state: State) -> None:
+        values = [read(state) for read in reads]
         if len(values) == 3:
             product = values[0].astype(signed) * values[1].astype(signed)
             part = (product >> signed(32)) if d.slots[0] == "hi" else product
             values = [part.astype(np.uint32), values[2]]
         total = sum((v.astype(np.uint32).astype(np.uint64) for v in values), start=np.zeros(1, np.uint64))
         if carry_in:
-            total = total + machine.carry
-        total = np.broadcast_to(total, (machine.lanes,))
+            total = total + state.carry
+        total = state.spread(total)
         if carry_out:
-            machine.carry = np.where(machine.active, total >> np.uint64(32), machine.carry)
-        write(machine, total.astype(np.uint32))
+            state.carry = np.where(state.active, total >> np.uint64(32), state.carry)
+        write(state, total.astype(np.uint32))
 
     return step
 
@@ -163,20 +160,20 @@ def fma(d: Decoder) -> Step:
     function, ftz = _FMA.get(kind, fma_half), "ftz" if "ftz" in d.slots else ""
     if "sat" in d.slots:
         return simple(d, kind, lambda a, b, c: saturate(function(a, b, c)), ftz)
-    if "relu" in d.slots:  # NaN becomes canonical, which is what decoding makes of it
+    if "relu" in d.slots:  # NaN becomes canonical, as decoding makes it
         return simple(d, kind, lambda a, b, c: np.maximum(function(a, b, c), np.float32(0)))
     return simple(d, kind, function, ftz)
 
 
 @implements("neg abs", "s16|s32|s64", "ftz? f32", "f64", HALVES)
 def negate(d: Decoder) -> Step:
-    """Of halves and singles by the sign bit, so that NaN keeps its bits."""
-    kind, function = d.slots[-1], np.negative if d.form.opcode == "neg" else np.abs
+    """Negate, or drop the sign; NaN keeps its other bits."""
+    kind, function = d.slots[-1], np.negative if d.opcode == "neg" else np.abs
     return simple(d, kind, function, "ftz" if "ftz" in d.slots else "")
 
 
 def _extreme(opcode: str, nan: str) -> Function:
-    """`.NaN` hands NaN on, without it the number wins; -0 is below +0 (PTX ISA, min)."""
+    """Minimum or maximum: `.NaN` propagates NaN, without it the number wins; -0 is below +0 (PTX ISA, min)."""
     pick = {("min", ""): np.fmin, ("min", "NaN"): np.minimum, ("max", ""): np.fmax, ("max", "NaN"): np.maximum}
     function = pick[opcode, nan]
 
@@ -194,28 +191,28 @@ def _extreme(opcode: str, nan: str) -> Function:
 @implements("min max", "ftz? NaN? f32", "f64", f"NaN? {HALVES}")
 def extreme(d: Decoder) -> Step:
     nan = "NaN" if "NaN" in d.slots else ""
-    return simple(d, d.slots[-1], _extreme(d.form.opcode, nan), "ftz" if "ftz" in d.slots else "")
+    return simple(d, d.slots[-1], _extreme(d.opcode, nan), "ftz" if "ftz" in d.slots else "")
 
 
 @implements("min max", INTEGERS)
 def extreme_integers(d: Decoder) -> Step:
-    return simple(d, d.slots[0], np.minimum if d.form.opcode == "min" else np.maximum)
+    return simple(d, d.slots[0], np.minimum if d.opcode == "min" else np.maximum)
 
 
 @implements("div rem", INTEGERS)
 def divide_integers(d: Decoder) -> Step:
-    """Truncated towards zero."""
-    opcode, kind = d.form.opcode, d.slots[0]
+    """Divide with truncation towards zero."""
+    opcode, kind = d.opcode, d.slots[0]
     left, right, write = d.read(1, kind), d.read(2, kind), d.write(0, kind)
 
-    def step(machine: Machine) -> None:
-        a, b = np.broadcast_arrays(left(machine), right(machine))
-        zero = (b == 0) & machine.active
+    def step(state: State) -> None:
+        a, b = np.broadcast_arrays(left(state), right(state))
+        zero = (b == 0) & state.active
         if zero.any():
-            machine.fail(UndefinedError, "divides an integer by zero", int(np.argmax(zero)))
+            state.fail(UndefinedError, "divides an integer by zero", int(np.argmax(zero)))
         b = np.where(b == 0, b.dtype.type(1), b)
         remainder = np.fmod(a, b)
-        write(machine, remainder if opcode == "rem" else (a - remainder) // b)
+        write(state, remainder if opcode == "rem" else (a - remainder) // b)
 
     return step
 
@@ -226,12 +223,12 @@ def _divide_f32(a: Array, b: Array) -> Array:
 
 @implements("div", "rn ftz? f32", "rn f64", "full ftz? f32", "approx ftz? f32")
 def divide(d: Decoder) -> Step:
-    """`.full` and `.approx` are off by two units at most on a GPU, and exact here."""
+    """Divide; `.full` and `.approx` are off by two units at most on a GPU, and exact here."""
     return simple(d, d.slots[-1], _divide_f32, "ftz" if "ftz" in d.slots else "")
 
 
 def in_double(function: Callable[[Array], Array]) -> Function:
-    """Computed in binary64 and rounded once."""
+    """Compute in binary64 and round once."""
     return lambda a: function(a.astype(np.float64)).astype(a.dtype)
 
 
@@ -253,11 +250,11 @@ _UNARY: dict[str, Function] = {
 @implements("rsqrt", "approx ftz? f32", "approx f64")
 @implements("tanh", "approx f32", f"approx {HALVES}")
 def function(d: Decoder) -> Step:
-    return simple(d, d.slots[-1], _UNARY[d.form.opcode], "ftz" if "ftz" in d.slots else "")
+    return simple(d, d.slots[-1], _UNARY[d.opcode], "ftz" if "ftz" in d.slots else "")
 
 
 def _reciprocal_seed(a: Array) -> Array:
-    """rcp.approx.ftz.f64: the upper 32 bits of 1 / a, the rest zero (PTX ISA, rcp.approx.ftz.f64)."""
+    """Upper 32 bits of 1 / a, the rest zero (PTX ISA, rcp.approx.ftz.f64)."""
     seed = (1 / np.where(np.abs(a) < np.finfo(np.float64).tiny, np.copysign(0.0, a), a)).view(np.uint64)
     return (seed & np.uint64(0xFFFFFFFF00000000)).view(np.float64)
 

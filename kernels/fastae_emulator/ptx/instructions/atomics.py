@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from fastae_emulator.ptx.decoder import Decoder
 from fastae_emulator.ptx.errors import RaceError
 from fastae_emulator.ptx.scalars import SCALARS, UNSIGNED, Array
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.table import Step, implements
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
 _ORDER = "relaxed|acquire|release|acq_rel? cta|gpu|sys|cluster?"
 # Triton writes `.global.gpu.acq_rel.add`, the PTX ISA `.acq_rel.gpu.global.add`; ptxas takes both.
@@ -64,37 +62,37 @@ def _atomic(d: Decoder, target: str, place: str, operands: tuple[str, ...]) -> S
             return np.where(old == given[0], given[1], old)
         return scalar.encode(_UPDATE[operation](scalar.decode(old), scalar.decode(given[0]))).view(old.dtype)
 
-    def step(machine: Machine) -> None:
-        addresses = np.broadcast_to(address(machine), (machine.lanes,))
-        given = [np.broadcast_to(read(machine), (machine.lanes,)) for read in reads]
-        machine.require_defined("updates memory with a value")
-        result = np.zeros(machine.lanes, UNSIGNED[scalar.bits])
-        if machine.tally.counting and not in_shared:
-            lanes = np.flatnonzero(machine.active)
-            machine.tally.global_request(machine, addresses[lanes], lanes, width, write=True)
-        for lane in np.flatnonzero(machine.active).tolist():
-            cell = _cell(machine, addresses[lane : lane + 1], lane, width, in_shared).view(scalar.raw)
+    def step(state: State) -> None:
+        addresses = state.spread(address(state))
+        given = [state.spread(read(state)) for read in reads]
+        state.require_defined("updates memory with a value")
+        result = np.zeros(state.lanes, UNSIGNED[scalar.bits])
+        if state.tally.counting and not in_shared:
+            lanes = np.flatnonzero(state.active)
+            state.memory.count_request(state.tally, addresses[lanes], lanes, width, write=True)
+        for lane in np.flatnonzero(state.active).tolist():
+            cell = _cell(state, addresses[lane : lane + 1], lane, width, in_shared).view(scalar.raw)
             old = cell.copy()
             result[lane : lane + 1] = old.view(result.dtype)
             cell[:] = update(old, [value[lane : lane + 1] for value in given])
-        write(machine, result)
+        write(state, result)
 
     return step
 
 
-def _cell(machine: Machine, address: Array, lane: int, width: int, in_shared: bool) -> Array:
-    """The bytes themselves."""
+def _cell(state: State, address: Array, lane: int, width: int, in_shared: bool) -> Array:
+    """View of the bytes that one lane updates, checked."""
     lanes = np.array([lane])
     if in_shared:
-        shared = machine.shared
+        shared = state.shared
         at = int(shared.index(address, lanes, width, "updates")[0])
         owner = shared.writer[at : at + width]
-        if ((owner != 0) & (owner != machine.warp_code[lane])).any():
-            machine.fail(
+        if ((owner != 0) & (owner != state.warp_code[lane])).any():
+            state.fail(
                 RaceError, f"updates byte {int(address[0])} of shared memory: written since the last barrier", lane
             )
         return shared.data[at : at + width]
-    found, offsets = machine.memory.find(machine, address, lanes, width, write=True)
+    found, offsets = state.memory.find(state, address, lanes, width, write=True)
     if found.written is not None:
         found.written[int(offsets[0]) : int(offsets[0]) + width] = 1
     return found.data[int(offsets[0]) : int(offsets[0]) + width]

@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastae_emulator.ptx.decoder import Decoder
 from fastae_emulator.ptx.scalars import Array, flush
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.table import Step, implements
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
 Comparison = Callable[[Array, Array], Array]
 
@@ -30,7 +27,7 @@ _FLOAT = "eq|ne|lt|le|gt|ge|equ|neu|ltu|leu|gtu|geu|num|nan"
 
 
 def comparison(name: str) -> Comparison:
-    """The ordered ones are false if an operand is NaN, those with a u are true (PTX ISA 9.3.1.2)."""
+    """Comparison by name; ordered ones are false if an operand is NaN, those with a u are true (PTX ISA 9.3.1.2)."""
     name = _UNSIGNED.get(name, name)
     if name == "num":
         return lambda a, b: ~(np.isnan(a) | np.isnan(b))
@@ -48,7 +45,7 @@ def comparison(name: str) -> Comparison:
 @implements("setp", "eq|ne|lt|le|gt|ge|lo|ls|hi|hs and|or|xor? u16|u32|u64")
 @implements("setp", f"{_FLOAT} and|or|xor? ftz? f32", f"{_FLOAT} and|or|xor? f64|f16|bf16|f16x2|bf16x2")
 def set_predicate(d: Decoder) -> Step:
-    """`p|q`: q is the opposite, or for packed types the upper half (PTX ISA 9.7.6.2)."""
+    """Set `p|q`: q is the opposite, or for packed types the upper half (PTX ISA 9.7.6.2)."""
     compare, combine, kind = d.slots[0], d.slots[1], d.slots[-1]
     packed = kind.endswith("x2")
     a, b = d.read(1, kind), d.read(2, kind)
@@ -60,26 +57,26 @@ def set_predicate(d: Decoder) -> Step:
     if packed and (combine or len(names) != 2):
         raise d.refuse("packed comparisons need two predicates and no third operand")
 
-    def step(machine: Machine) -> None:
-        left, right = a(machine), b(machine)
+    def step(state: State) -> None:
+        left, right = a(state), b(state)
         if "ftz" in d.slots:
             left, right = flush(left), flush(right)
         result = test(left, right)
         if packed:
-            writes[0](machine, np.ascontiguousarray(result[:, 0]))
-            writes[1](machine, np.ascontiguousarray(result[:, 1]))
+            writes[0](state, np.ascontiguousarray(result[:, 0]))
+            writes[1](state, np.ascontiguousarray(result[:, 1]))
             return
         opposite = ~result if len(writes) == 2 else result
         if other is not None and merge is not None:
-            third = other(machine)
+            third = other(state)
             result, opposite = merge(result, third), merge(opposite, third)
-        writes[0](machine, result)
+        writes[0](state, result)
         if len(writes) == 2:
-            writes[1](machine, opposite)
+            writes[1](state, opposite)
 
     if not packed and len(writes) == 1 and other is None and "ftz" not in d.slots:
         (write,) = writes
-        return lambda machine: write(machine, test(a(machine), b(machine)))
+        return lambda state: write(state, test(a(state), b(state)))
     return step
 
 
@@ -88,17 +85,17 @@ def select(d: Decoder) -> Step:
     kind = d.slots[0]
     yes, no, which, write = d.read(1, kind), d.read(2, kind), d.predicate(d.operands[3]), d.write(0, kind)
 
-    def step(machine: Machine) -> None:
-        chosen = which(machine)
-        by = machine.take_taint()
-        left = yes(machine)
-        of_left = machine.take_taint()
-        right = no(machine)
-        if by is not None or of_left is not None or machine.taint is not None:  # only what is chosen counts
-            of_right = machine.take_taint()
+    def step(state: State) -> None:
+        chosen = which(state)
+        by = state.take_taint()
+        left = yes(state)
+        of_left = state.take_taint()
+        right = no(state)
+        if by is not None or of_left is not None or state.taint is not None:  # only the chosen operand counts
+            of_right = state.take_taint()
             nowhere = np.zeros(1, np.bool_)
             taint = np.where(chosen, nowhere if of_left is None else of_left, nowhere if of_right is None else of_right)
-            machine.add_taint(taint if by is None else taint | by, machine.taint_origin)
-        write(machine, np.where(chosen, left, right))
+            state.add_taint(taint if by is None else taint | by, state.taint_origin)
+        write(state, np.where(chosen, left, right))
 
     return step

@@ -1,17 +1,13 @@
-"""Branches, barriers and fences. `Machine.run` moves the threads; here stands what is allowed."""
+"""Branches, barriers and fences: the allowed forms. `Machine.run` moves the threads."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from fastae_emulator.ptx.decoder import Decoder
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.table import Step, implements
 
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
-
-def _nothing(machine: Machine) -> None:
+def _nothing(state: State) -> None:
     pass
 
 
@@ -39,7 +35,7 @@ def warp_barrier(d: Decoder) -> Step:
 
 @implements("fence", "proxy async shared::cta?", "proxy async global")
 def proxy_fence(d: Decoder) -> Step:
-    """Generic writes to shared memory become visible to tensor cores (PTX ISA 8.6)."""
+    """Make generic writes to shared memory visible to tensor cores (PTX ISA 8.6)."""
     if d.slots[-1] == "global":
         return _nothing
-    return lambda machine: machine.shared.fence()
+    return lambda state: state.shared.fence()

@@ -1,17 +1,13 @@
-"""cvt and cvta (PTX ISA 9.7.9.21)."""
+"""Conversions: cvt and cvta (PTX ISA 9.7.9.21)."""
 
 from __future__ import annotations
-
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastae_emulator.ptx.decoder import Decoder
 from fastae_emulator.ptx.scalars import SCALARS, Array, f32_to_tf32, flush, saturate
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.table import Step, implements
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
 _INTEGERS = "u8|u16|u32|u64|s8|s16|s32|s64"
 _ROUND = {"rni": np.rint, "rzi": np.trunc, "rmi": np.floor, "rpi": np.ceil}
@@ -22,20 +18,20 @@ def integer_to_integer(d: Decoder) -> Step:
     sat, to, source = d.slots
     read, write, target = d.read(1, source), d.write(0, to), np.dtype(SCALARS[to].raw)
     if not sat:
-        return lambda machine: write(machine, read(machine).astype(target))
+        return lambda state: write(state, read(state).astype(target))
     limits = np.iinfo(target)
 
-    def step(machine: Machine) -> None:
-        value = read(machine)
+    def step(state: State) -> None:
+        value = read(state)
         low, high = max(limits.min, np.iinfo(value.dtype).min), min(limits.max, np.iinfo(value.dtype).max)
-        write(machine, np.clip(value, value.dtype.type(low), value.dtype.type(high)).astype(target))
+        write(state, np.clip(value, value.dtype.type(low), value.dtype.type(high)).astype(target))
 
     return step
 
 
 @implements("cvt", f"rni|rzi|rmi|rpi ftz? sat? {_INTEGERS} f32|f64|f16|bf16")
 def float_to_integer(d: Decoder) -> Step:
-    """Clamped to the range of the result; NaN becomes 0, or 1 << 63 for 64 bits from f32 and f64 (PTX ISA, cvt)."""
+    """Convert, clamped to the result's range; NaN becomes 0, or 1 << 63 for 64 bits from f32 and f64 (PTX ISA, cvt)."""
     mode, ftz, _, to, source = d.slots
     if ftz and source != "f32":
         raise d.refuse(".ftz is of f32")
@@ -44,14 +40,14 @@ def float_to_integer(d: Decoder) -> Step:
     nan = 0x8000000000000000 if SCALARS[to].bits == 64 and source in ("f32", "f64") else 0
     nan = nan - (1 << 64) if nan and to == "s64" else nan
 
-    def step(machine: Machine) -> None:
-        value = flush(read(machine)) if ftz else read(machine)
+    def step(state: State) -> None:
+        value = flush(read(state)) if ftz else read(state)
         rounded = _ROUND[mode](value.astype(np.float64))
         inside = (rounded >= float(limits.min)) & (rounded < float(limits.max) + 1)
         result = np.where(inside, rounded, 0).astype(target)
         result = np.where(rounded < float(limits.min), target.type(limits.min), result)
         result = np.where(rounded >= float(limits.max) + 1, target.type(limits.max), result)
-        write(machine, np.where(np.isnan(rounded), target.type(nan), result))
+        write(state, np.where(np.isnan(rounded), target.type(nan), result))
 
     return step
 
@@ -63,13 +59,13 @@ def integer_to_float(d: Decoder) -> Step:
         raise d.refuse("64-bit integers to 16-bit floats are rounded twice here")
     read, write = d.read(1, source), d.write(0, to)
     if to == "bf16":
-        return lambda machine: write(machine, _to_odd_f32(read(machine).astype(np.float64)))
+        return lambda state: write(state, _to_odd_f32(read(state).astype(np.float64)))
     wide = np.float32 if to == "f32" else np.float64
-    return lambda machine: write(machine, read(machine).astype(wide))
+    return lambda state: write(state, read(state).astype(wide))
 
 
 def _to_odd_f32(exact: Array) -> Array:
-    """Rounded to odd in binary32, so that rounding on to 16 bits is the only rounding that shows."""
+    """Round to odd in binary32, so that rounding on to 16 bits is the only rounding that counts."""
     nearest = exact.astype(np.float32)
     error = exact - nearest
     bits = nearest.view(np.int32)
@@ -81,34 +77,34 @@ def _to_odd_f32(exact: Array) -> Array:
 @implements("cvt", "ftz? f32 f16|bf16", "ftz? f64 f32", "f16 f16", "rn bf16 bf16")
 @implements("cvt", "ftz? sat? f32 f32", "sat? f64 f64")
 def exact(d: Decoder) -> Step:
-    """Widening, or none."""
+    """Widen, or copy."""
     to, source = d.slots[-2:]
     read, write = d.read(1, source), d.write(0, to)
     wide = np.dtype(np.float64 if to == "f64" else np.float32)
     ftz, sat = "ftz" in d.slots, "sat" in d.slots
 
-    def step(machine: Machine) -> None:
-        value = flush(read(machine)) if ftz else read(machine)
+    def step(state: State) -> None:
+        value = flush(read(state)) if ftz else read(state)
         if sat:
             value = saturate(value)
-        write(machine, value.astype(wide))
+        write(state, value.astype(wide))
 
     return step
 
 
 @implements("cvt", "rni|rzi|rmi|rpi ftz? sat? f32 f32", "rni|rzi|rmi|rpi f64 f64", "rni|rzi|rmi|rpi f16 f16")
 def to_whole(d: Decoder) -> Step:
-    """To a whole number of the same type."""
+    """Round to a whole number of the same type."""
     mode, kind = d.slots[0], d.slots[-1]
     read, write = d.read(1, kind), d.write(0, kind)
     ftz, sat = "ftz" in d.slots, "sat" in d.slots
 
-    def step(machine: Machine) -> None:
-        value = flush(read(machine)) if ftz else read(machine)
+    def step(state: State) -> None:
+        value = flush(read(state)) if ftz else read(state)
         value = _ROUND[mode](value)
         if sat:
             value = saturate(value)
-        write(machine, value)
+        write(state, value)
 
     return step
 
@@ -124,18 +120,18 @@ def narrow_double(d: Decoder) -> Step:
     mode, ftz, sat, _, _ = d.slots
     read, write = d.read(1, "f64"), d.write(0, "f32")
 
-    def step(machine: Machine) -> None:
-        value = read(machine)
+    def step(state: State) -> None:
+        value = read(state)
         result = value.astype(np.float32) if mode == "rn" else _f64_to_f32_toward_zero(value)
         if sat:
             result = saturate(result)
-        write(machine, flush(result) if ftz else result)
+        write(state, flush(result) if ftz else result)
 
     return step
 
 
 def _half_toward_zero(value: Array, kind: str) -> Array:
-    """In f32, the nearest f16 or bf16 that is not larger."""
+    """Round towards zero to f16 or bf16, kept in f32."""
     if kind == "bf16":
         return (value.view(np.uint32) & np.uint32(0xFFFF0000)).view(np.float32)
     half = value.astype(np.float16)
@@ -146,7 +142,7 @@ def _half_toward_zero(value: Array, kind: str) -> Array:
 @implements("cvt", "rn|rz relu? f16|bf16 f32", "rn f16|bf16 f64", "rn f16 bf16", "rn bf16 f16")
 @implements("cvt", "rn|rz relu? f16x2|bf16x2 f32")
 def narrow_to_half(d: Decoder) -> Step:
-    """The packed forms put their first operand into the upper half (PTX ISA, cvt)."""
+    """Narrow; packed forms put their first operand into the upper half (PTX ISA, cvt)."""
     mode, (to, source), relu = d.slots[0], d.slots[-2:], "relu" in d.slots
     reads, write = [d.read(i, source) for i in range(1, len(d.operands))], d.write(0, to)
     kind = to.removesuffix("x2")
@@ -163,11 +159,9 @@ def narrow_to_half(d: Decoder) -> Step:
 
     if len(reads) == 1:
         (only,) = reads
-        return lambda machine: write(machine, prepared(only(machine)))
+        return lambda state: write(state, prepared(only(state)))
     high, low = reads
-    return lambda machine: write(
-        machine, np.stack(np.broadcast_arrays(prepared(low(machine)), prepared(high(machine))), 1)
-    )
+    return lambda state: write(state, np.stack(np.broadcast_arrays(prepared(low(state)), prepared(high(state))), 1))
 
 
 @implements("cvt", "rna|rn tf32 f32")
@@ -180,11 +174,11 @@ def to_tf32(d: Decoder) -> Step:
         rounded = bits + np.uint32(0xFFF) + ((bits >> np.uint32(13)) & np.uint32(1))
         return np.where(np.isfinite(value), rounded & np.uint32(0xFFFFE000), bits).astype(np.uint32)
 
-    return lambda machine: write(machine, (f32_to_tf32 if mode == "rna" else nearest_even)(read(machine)))
+    return lambda state: write(state, (f32_to_tf32 if mode == "rna" else nearest_even)(read(state)))
 
 
 @implements("cvta", "to? global|shared|local u32|u64")
 def address(d: Decoder) -> Step:
-    """Every space has its own addresses here, and generic ones are not used: nothing changes."""
+    """Copy the address: every space has its own here, and generic ones are not used."""
     read, write = d.read(1, d.slots[-1]), d.write(0, d.slots[-1])
-    return lambda machine: write(machine, read(machine))
+    return lambda state: write(state, read(state))

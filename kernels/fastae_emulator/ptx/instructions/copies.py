@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
 from fastae_emulator.ptx.decoder import Decoder
 from fastae_emulator.ptx.errors import MisalignedError, UndefinedError
 from fastae_emulator.ptx.scalars import Array
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.table import Step, implements
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
 _PREFETCH = "L2::64B|L2::128B|L2::256B?"
 
 
 @implements("cp", f"async ca|cg shared|shared::cta global {_PREFETCH}")
 def copy(d: Decoder) -> Step:
-    """Bytes beyond the source size, the fourth operand, become zero."""
+    """Copy asynchronously; bytes beyond the source size, the fourth operand, become zero."""
     width = d.integer(d.operands[2])
     if width not in ((16,) if d.slots[1] == "cg" else (4, 8, 16)) or len(d.operands) > 4:
         raise d.refuse("cp.async of this size or with these operands")
@@ -27,51 +23,50 @@ def copy(d: Decoder) -> Step:
     wanted = d.read(3, "u32") if len(d.operands) == 4 else None
     unit = min(8, width)
 
-    def step(machine: Machine) -> None:
-        active, whole = machine.active, machine.whole
-        lanes = machine.every if whole else np.flatnonzero(active)
-        to = np.broadcast_to(target(machine), (machine.lanes,))[lanes]
-        start = np.broadcast_to(source(machine), (machine.lanes,))
-        sizes = np.broadcast_to(wanted(machine), (machine.lanes,)) if wanted else np.full(machine.lanes, width)
+    def step(state: State) -> None:
+        active, whole = state.active, state.whole
+        lanes, to = state.own(target(state))
+        start = state.spread(source(state))
+        sizes = state.spread(wanted(state)) if wanted else np.full(state.lanes, width)
         if (sizes[lanes] > width).any():
-            machine.fail(UndefinedError, f"cp.async of more than {width} bytes")
-        got = np.zeros((width // unit, machine.lanes), f"u{unit}")
+            state.fail(UndefinedError, f"cp.async of more than {width} bytes")
+        got = np.zeros((width // unit, state.lanes), f"u{unit}")
         for size in np.unique(sizes[lanes]):
             if size == 0:
                 continue
-            machine.active = active & (sizes == size)
-            machine.whole = whole and bool(machine.active.all())
+            state.active = active & (sizes == size)
+            state.whole = whole and bool(state.active.all())
             if size == width:
-                got = np.where(machine.active, machine.memory.load(machine, start, width // unit, unit), got)
+                got = np.where(state.active, state.memory.load(state, start, width // unit, unit), got)
             else:
-                got = np.where(machine.active, _partial(machine, start, int(size), width, unit), got)
-        machine.active, machine.whole = active, whole
-        at = machine.shared.index(to, lanes, width, "copies")
+                got = np.where(state.active, _partial(state, start, int(size), width, unit), got)
+        state.active, state.whole = active, whole
+        at = state.shared.index(to, lanes, width, "copies")
         elements = at // unit + np.arange(width // unit)[:, None]
-        machine.pending.issue(lanes, elements, unit, got[:, lanes])
+        state.pending.issue(lanes, elements, unit, got[:, lanes])
 
     return step
 
 
-def _partial(machine: Machine, addresses: Array, size: int, width: int, unit: int) -> Array:
-    """The first `size` bytes, the rest zero; the address is aligned for the whole copy all the same."""
-    wrong = machine.active & (addresses % width != 0)
+def _partial(state: State, addresses: Array, size: int, width: int, unit: int) -> Array:
+    """Load the first `size` bytes, the rest being zero; the address must be aligned for the whole copy."""
+    wrong = state.active & (addresses % width != 0)
     if wrong.any():
-        machine.fail(MisalignedError, f"copies from an address that is no multiple of {width}", int(np.argmax(wrong)))
-    octets = np.zeros((machine.lanes, width), np.uint8)
-    octets[:, :size] = machine.memory.load(machine, addresses, size, 1).T
+        state.fail(MisalignedError, f"copies from an address that is no multiple of {width}", int(np.argmax(wrong)))
+    octets = np.zeros((state.lanes, width), np.uint8)
+    octets[:, :size] = state.memory.load(state, addresses, size, 1).T
     return octets.view(f"u{unit}").T
 
 
 @implements("cp", "async commit_group")
 def commit(d: Decoder) -> Step:
-    return lambda machine: machine.pending.commit_copies()
+    return lambda state: state.pending.commit_copies()
 
 
 @implements("cp", "async wait_group", "async wait_all")
 def wait(d: Decoder) -> Step:
     allowed = d.integer(d.operands[0]) if d.operands else None
-    return lambda machine: machine.pending.wait_copies(allowed)
+    return lambda state: state.pending.wait_copies(allowed)
 
 
 # ------------------------------------------------------------ mbarriers
@@ -83,7 +78,7 @@ _SPACE = "shared|shared::cta"
 def set_up(d: Decoder) -> Step:
     address, create = d.address(d.operands[0]), d.slots[0] == "init"
     count = d.integer(d.operands[1]) if create else 0
-    return lambda machine: machine.mbarriers.set_up(address(machine), count if create else None)
+    return lambda state: state.mbarriers.set_up(address(state), count if create else None)
 
 
 @implements("mbarrier", f"arrive {_SPACE} b64")
@@ -91,10 +86,10 @@ def arrive(d: Decoder) -> Step:
     if d.operands[0] != "_" or len(d.operands) != 2:
         raise d.refuse("the state and the count of an arrival")
     address = d.address(d.operands[1])
-    return lambda machine: machine.mbarriers.arrive(address(machine), covers=False)
+    return lambda state: state.mbarriers.arrive(address(state), covers=False)
 
 
 @implements("mbarrier", f"try_wait|test_wait parity {_SPACE} b64")
 def try_wait(d: Decoder) -> Step:
     write, address, parity = d.write(0, "pred"), d.address(d.operands[1]), d.read(2, "u32")
-    return lambda machine: write(machine, machine.mbarriers.test(address(machine), parity(machine)))
+    return lambda state: write(state, state.mbarriers.test(address(state), parity(state)))

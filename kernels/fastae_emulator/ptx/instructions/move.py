@@ -1,19 +1,16 @@
-"""Registers and memory: mov, ld, st."""
+"""Moves, loads and stores: mov, ld, st."""
 
 from __future__ import annotations
 
 import re
-from typing import TYPE_CHECKING
 
 import numpy as np
 
 from fastae_emulator.ptx.decoder import Decoder
 from fastae_emulator.ptx.errors import MisalignedError, OutOfBoundsError
 from fastae_emulator.ptx.scalars import SCALARS, UNSIGNED, Array
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.table import Step, implements
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
 _TYPES = "b8|b16|b32|b64|u8|u16|u32|u64|s8|s16|s32|s64|f32|f64"
 _HINT = (
@@ -23,7 +20,7 @@ _HINT = (
 
 @implements("mov", "pred|b16|b32|b64|u16|u32|u64|s16|s32|s64|f32|f64")
 def move(d: Decoder) -> Step:
-    """Also packs a vector into one register, or unpacks it (PTX ISA 9.7.9.4).
+    """Move a register, pack a vector into one register, or unpack it (PTX ISA 9.7.9.4).
 
     Compilers pack with a half that is never used, so a pack counts as unwritten only if both halves are.
     """
@@ -33,7 +30,7 @@ def move(d: Decoder) -> Step:
         pairs = [(d.store(t, kind), d.bits(s, kind)) for t, s in zip(targets, sources, strict=True)]
         if len(pairs) == 1:
             ((write, read),) = pairs
-            return lambda machine: write(machine, read(machine))
+            return lambda state: write(state, read(state))
         raise d.refuse("moves of several registers at once")
     bits, many = SCALARS[kind].bits, max(len(targets), len(sources))
     if min(len(targets), len(sources)) != 1 or bits % many:
@@ -45,30 +42,30 @@ def move(d: Decoder) -> Step:
             low, high = reads
             whole, shift = UNSIGNED[bits], UNSIGNED[bits](bits // 2)
 
-            def pair(machine: Machine) -> None:
-                lower = low(machine)
-                of_lower = machine.take_taint()
-                value = lower | (high(machine).astype(whole) << shift)
+            def pair(state: State) -> None:
+                lower = low(state)
+                of_lower = state.take_taint()
+                value = lower | (high(state).astype(whole) << shift)
                 if of_lower is None:
-                    machine.taint = None
-                elif machine.taint is not None:
-                    machine.taint = machine.taint & of_lower
-                write(machine, value)
+                    state.taint = None
+                elif state.taint is not None:
+                    state.taint = state.taint & of_lower
+                write(state, value)
 
             return pair
 
-        def pack(machine: Machine) -> None:
-            parts = np.broadcast_arrays(*[read(machine) for read in reads])
-            machine.taint = None
-            write(machine, np.stack(parts, 1).view(UNSIGNED[bits])[:, 0])
+        def pack(state: State) -> None:
+            parts = np.broadcast_arrays(*[read(state) for read in reads])
+            state.taint = None
+            write(state, np.stack(parts, 1).view(UNSIGNED[bits])[:, 0])
 
         return pack
     whole_read, writes = d.bits(sources[0], f"b{bits}"), [d.store(t, part) for t in targets]
 
-    def unpack(machine: Machine) -> None:
-        parts = np.ascontiguousarray(whole_read(machine)).view(UNSIGNED[bits // many]).reshape(-1, many)
+    def unpack(state: State) -> None:
+        parts = np.ascontiguousarray(whole_read(state)).view(UNSIGNED[bits // many]).reshape(-1, many)
         for i, write in enumerate(writes):
-            write(machine, np.ascontiguousarray(parts[:, i]))
+            write(state, np.ascontiguousarray(parts[:, i]))
 
     return unpack
 
@@ -79,7 +76,7 @@ def load_parameter(d: Decoder) -> Step:
     if name is None:
         raise d.refuse("parameters are loaded from their start")
     write, unsigned, raw = d.write(0, kind), UNSIGNED[SCALARS[kind].bits], SCALARS[kind].raw
-    return lambda machine: write(machine, machine.arguments[name.group(1)].view(unsigned)[:1].view(raw))
+    return lambda state: write(state, state.arguments[name.group(1)].view(unsigned)[:1].view(raw))
 
 
 def _targets(d: Decoder, operand: str) -> list[str]:
@@ -99,10 +96,10 @@ def load_global(d: Decoder) -> Step:
     writes, width = [d.store(name, kind) for name in _targets(d, d.operands[0])], SCALARS[kind].bits // 8
     raw, count = SCALARS[kind].raw, len(writes)
 
-    def step(machine: Machine) -> None:
-        got = machine.memory.load(machine, address(machine), count, width)
+    def step(state: State) -> None:
+        got = state.memory.load(state, address(state), count, width)
         for write, values in zip(writes, got, strict=True):
-            write(machine, values.view(raw))
+            write(state, values.view(raw))
 
     return step
 
@@ -113,25 +110,16 @@ def store_global(d: Decoder) -> Step:
     kind, address = f"b{SCALARS[d.slots[-1]].bits}", d.address(d.operands[0])
     reads = [d.bits(name, kind) for name in _targets(d, d.operands[1])]
 
-    def step(machine: Machine) -> None:
-        at, values = address(machine), _rows(machine, [read(machine) for read in reads])
-        machine.require_defined("stores a value")
-        machine.memory.store(machine, at, values)
+    def step(state: State) -> None:
+        at, values = address(state), _rows(state, [read(state) for read in reads])
+        state.require_defined("stores a value")
+        state.memory.store(state, at, values)
 
     return step
 
 
-def _rows(machine: Machine, values: list[Array]) -> Array:
-    return np.stack([np.broadcast_to(value, (machine.lanes,)) for value in values])
-
-
-def _own(machine: Machine, addresses: Array) -> tuple[Array, Array]:
-    """The active lanes, and their addresses."""
-    addresses = np.broadcast_to(addresses, (machine.lanes,))
-    if machine.whole:
-        return machine.every, addresses
-    lanes = np.flatnonzero(machine.active)
-    return lanes, addresses[lanes]
+def _rows(state: State, values: list[Array]) -> Array:
+    return np.stack([state.spread(value) for value in values])
 
 
 @implements("ld", f"volatile? shared|shared::cta v2|v4? {_TYPES}")
@@ -140,19 +128,19 @@ def load_shared(d: Decoder) -> Step:
     writes, width = [d.store(name, kind) for name in _targets(d, d.operands[0])], SCALARS[kind].bits // 8
     raw, count = SCALARS[kind].raw, len(writes)
 
-    def step(machine: Machine) -> None:
-        lanes, own = _own(machine, address(machine))
-        got, missing = machine.shared.load(own, lanes, count, width)
-        if not machine.whole:
-            every = np.zeros((count, machine.lanes), got.dtype)
+    def step(state: State) -> None:
+        lanes, own = state.own(address(state))
+        got, missing = state.shared.load(own, lanes, count, width)
+        if not state.whole:
+            every = np.zeros((count, state.lanes), got.dtype)
             every[:, lanes] = got
             got = every
         for i, write in enumerate(writes):
             if missing is not None:
-                lost = np.zeros(machine.lanes, np.bool_)
+                lost = np.zeros(state.lanes, np.bool_)
                 lost[lanes] = missing[i]
-                machine.taint, machine.taint_origin = lost, "shared memory"
-            write(machine, got[i].view(raw))
+                state.taint, state.taint_origin = lost, "shared memory"
+            write(state, got[i].view(raw))
 
     return step
 
@@ -162,20 +150,20 @@ def store_shared(d: Decoder) -> Step:
     kind, address = f"b{SCALARS[d.slots[-1]].bits}", d.address(d.operands[0])
     reads = [d.bits(name, kind) for name in _targets(d, d.operands[1])]
 
-    def step(machine: Machine) -> None:
-        lanes, own = _own(machine, address(machine))
+    def step(state: State) -> None:
+        lanes, own = state.own(address(state))
         rows, missing = [], []
         for read in reads:
-            rows.append(read(machine))
-            missing.append(machine.take_taint())
-        values = _rows(machine, rows)
-        machine.shared.store(own, lanes, values if machine.whole else values[:, lanes], _lost(machine, missing, lanes))
+            rows.append(read(state))
+            missing.append(state.take_taint())
+        values = _rows(state, rows)
+        state.shared.store(own, lanes, values if state.whole else values[:, lanes], _lost(state, missing, lanes))
 
     return step
 
 
-def _lost(machine: Machine, missing: list[Array | None], lanes: Array) -> Array | None:
-    """[registers, lanes] whether a register was never written; None if all were."""
+def _lost(state: State, missing: list[Array | None], lanes: Array) -> Array | None:
+    """Mask [registers, lanes] of registers that were never written; None if all were."""
     if all(part is None for part in missing):
         return None
     return np.stack([np.zeros(lanes.size, np.bool_) if part is None else part[lanes] for part in missing])
@@ -187,13 +175,13 @@ def load_local(d: Decoder) -> Step:
     writes, width = [d.store(name, kind) for name in _targets(d, d.operands[0])], SCALARS[kind].bits // 8
     raw = SCALARS[kind].raw
 
-    def step(machine: Machine) -> None:
-        lanes, at = _local(machine, address(machine), len(writes) * width, "reads")
-        got = np.zeros((machine.lanes, len(writes) * width), np.uint8)
-        got[lanes] = machine.local[lanes[:, None], at[:, None] + np.arange(len(writes) * width)]
+    def step(state: State) -> None:
+        lanes, at = _local(state, address(state), len(writes) * width, "reads")
+        got = np.zeros((state.lanes, len(writes) * width), np.uint8)
+        got[lanes] = state.local[lanes[:, None], at[:, None] + np.arange(len(writes) * width)]
         values = got.view(UNSIGNED[width * 8])
         for i, write in enumerate(writes):
-            write(machine, np.ascontiguousarray(values[:, i]).view(raw))
+            write(state, np.ascontiguousarray(values[:, i]).view(raw))
 
     return step
 
@@ -203,22 +191,22 @@ def store_local(d: Decoder) -> Step:
     kind, address = f"b{SCALARS[d.slots[-1]].bits}", d.address(d.operands[0])
     reads = [d.bits(name, kind) for name in _targets(d, d.operands[1])]
 
-    def step(machine: Machine) -> None:
-        values = np.ascontiguousarray(_rows(machine, [read(machine) for read in reads]).T).view(np.uint8)
-        lanes, at = _local(machine, address(machine), values.shape[1], "writes")
-        machine.local[lanes[:, None], at[:, None] + np.arange(values.shape[1])] = values[lanes]
+    def step(state: State) -> None:
+        values = np.ascontiguousarray(_rows(state, [read(state) for read in reads]).T).view(np.uint8)
+        lanes, at = _local(state, address(state), values.shape[1], "writes")
+        state.local[lanes[:, None], at[:, None] + np.arange(values.shape[1])] = values[lanes]
 
     return step
 
 
-def _local(machine: Machine, addresses: Array, width: int, verb: str) -> tuple[Array, Array]:
-    lanes, own = _own(machine, addresses)
-    size = machine.program.local_bytes
+def _local(state: State, addresses: Array, width: int, verb: str) -> tuple[Array, Array]:
+    lanes, own = state.own(addresses)
+    size = state.program.local_bytes
     if own.min() < 0 or own.max() + width > size:
         first = int(np.argmax((own < 0) | (own + width > size)))
         what = f"{verb} {width} bytes at byte {int(own[first])} of local memory, which has {size}"
-        machine.fail(OutOfBoundsError, what, int(lanes[first]))
+        state.fail(OutOfBoundsError, what, int(lanes[first]))
     if (own % width).any():
         first = int(np.argmax(own % width != 0))
-        machine.fail(MisalignedError, f"{verb} {width} bytes of local memory at {int(own[first])}", int(lanes[first]))
+        state.fail(MisalignedError, f"{verb} {width} bytes of local memory at {int(own[first])}", int(lanes[first]))
     return lanes, own

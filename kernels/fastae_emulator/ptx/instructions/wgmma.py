@@ -1,20 +1,16 @@
-"""wgmma: products of four warps together, asynchronous, operands in shared memory (PTX ISA 9.7.15)."""
+"""Asynchronous products of four warps together, operands in shared memory: wgmma (PTX ISA 9.7.15)."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import numpy as np
 
-from fastae_emulator.ptx import descriptors
 from fastae_emulator.ptx.decoder import Decoder
+from fastae_emulator.ptx.descriptors import ELEMENT_BYTES, chunk_addresses, elements, operand, swizzle_of
 from fastae_emulator.ptx.errors import UndefinedError, UninitialisedError, UnknownInstructionError, UnsynchronisedError
 from fastae_emulator.ptx.instructions.mma import GROUP, IN_GROUP, accumulate, active_warps, dimensions
 from fastae_emulator.ptx.scalars import Array
+from fastae_emulator.ptx.state import State
 from fastae_emulator.ptx.table import Step, implements
-
-if TYPE_CHECKING:
-    from fastae_emulator.ptx.machine import Machine
 
 WARPGROUP = 128
 _WIDTHS = [f"m64n{n}k" for n in range(8, 257, 8)]
@@ -26,23 +22,23 @@ def _shapes(k: int) -> str:
 
 @implements("wgmma", "fence sync aligned")
 def fence(d: Decoder) -> Step:
-    """Orders registers before a product with those that it uses; later writes to them need another one."""
+    """Order writes to registers before the products that use them; later writes need another fence."""
 
-    def step(machine: Machine) -> None:
-        machine.fenced = list(machine.registers)
+    def step(state: State) -> None:
+        state.fenced = list(state.registers)
 
     return step
 
 
 @implements("wgmma", "commit_group sync aligned")
 def commit(d: Decoder) -> Step:
-    return lambda machine: machine.pending.commit_products()
+    return lambda state: state.pending.commit_products()
 
 
 @implements("wgmma", "wait_group sync aligned")
 def wait(d: Decoder) -> Step:
     allowed = d.integer(d.operands[0])
-    return lambda machine: machine.pending.release("wgmma", allowed)
+    return lambda state: state.release("wgmma", allowed)
 
 
 @implements(
@@ -54,7 +50,7 @@ def wait(d: Decoder) -> Step:
 def product(d: Decoder) -> Step:
     m, n, k = dimensions(d.slots[3])
     kind_d, kind_a, kind_b = d.slots[-3:]
-    saturate, size = "satfinite" in d.slots, descriptors.ELEMENT_BYTES[kind_a]
+    saturate, size = "satfinite" in d.slots, ELEMENT_BYTES[kind_a]
     results = [d.register(name) for name in d.vector(d.operands[0])]
     if len(results) != n // 2:
         raise d.refuse(f"{n // 2} accumulators needed")
@@ -76,98 +72,98 @@ def product(d: Decoder) -> Step:
     dtype = np.int32 if kind_d == "s32" else np.float32
     name = f"wgmma {kind_a}"
 
-    def fetch(machine: Machine, descriptor: int, block: int, rows: int, kind: str, mn: bool) -> tuple[Array, Array]:
-        width = descriptors.swizzle_of(descriptor, tcgen05=False)
+    def fetch(state: State, descriptor: int, block: int, rows: int, kind: str, mn: bool) -> tuple[Array, Array]:
+        width = swizzle_of(descriptor, tcgen05=False)
         if width is None:
-            machine.fail(UnknownInstructionError, f"matrix descriptor {descriptor:#x}: a layout without swizzle")
-        addresses = descriptors.chunk_addresses(descriptor, width, rows, k, size, mn)
-        chunks = machine.shared.chunks(block, addresses)
-        return descriptors.operand(chunks, kind, rows, k, mn), (addresses + block * machine.shared.stride).ravel()
+            state.fail(UnknownInstructionError, f"matrix descriptor {descriptor:#x}: a layout without swizzle")
+        addresses = chunk_addresses(descriptor, width, rows, k, size, mn)
+        chunks = state.shared.chunks(block, addresses)
+        return operand(chunks, kind, rows, k, mn), (addresses + block * state.shared.stride).ravel()
 
-    def register_operand(machine: Machine, first: int) -> Array:
-        """A in registers: 16 rows a warp, laid out as for mma.sync."""
+    def register_operand(state: State, first: int) -> Array:
+        """Operand A from registers: 16 rows a warp, laid out as for mma.sync."""
         a = np.zeros((64, k))
         rows_a = 16 * warp + GROUP
         for j, read in enumerate(reads_a):
-            bits = np.ascontiguousarray(read(machine)[first : first + WARPGROUP]).reshape(4, 32, 1).view(np.uint8)
-            machine.require_defined("multiplies a value")
-            values = descriptors.elements(bits, kind_a)
+            bits = np.ascontiguousarray(read(state)[first : first + WARPGROUP]).reshape(4, 32, 1).view(np.uint8)
+            state.require_defined("multiplies a value")
+            values = elements(bits, kind_a)
             for e in range(packed):
                 a[rows_a + 8 * (j & 1), IN_GROUP * packed + 4 * packed * (j >> 1) + e] = values[..., e]
         return a
 
-    def step(machine: Machine) -> None:
-        groups = _active_groups(machine)
-        machine.tally.product(name, len(groups), m, n, k)
-        _check_fence(machine, [*results, *sources])
-        keeping = np.broadcast_to(keep(machine), (machine.lanes,))
-        old = _accumulators(machine, results, keeping, dtype)
+    def step(state: State) -> None:
+        groups = _active_groups(state)
+        state.tally.product(name, len(groups), m, n, k)
+        _check_fence(state, [*results, *sources])
+        keeping = state.spread(keep(state))
+        old = _accumulators(state, results, keeping, dtype)
         new = old.copy()
-        machine.require_defined("multiplies a value")
+        state.require_defined("multiplies a value")
         consumed = []
-        where_a = None if place_a is None else np.broadcast_to(place_a(machine), (machine.lanes,))
-        where_b = np.broadcast_to(place_b(machine), (machine.lanes,))
+        where_a = None if place_a is None else state.spread(place_a(state))
+        where_b = state.spread(place_b(state))
         for first in groups:
             threads = slice(first, first + WARPGROUP)
-            block = int(machine.block[first])
-            b, used = fetch(machine, _uniform(machine, where_b, threads), block, n, kind_b, transposed_b)
+            block = int(state.block[first])
+            b, used = fetch(state, _uniform(state, where_b, threads), block, n, kind_b, transposed_b)
             consumed.append(used)
             if where_a is None:
-                a = register_operand(machine, first)
+                a = register_operand(state, first)
             else:
-                a, used = fetch(machine, _uniform(machine, where_a, threads), block, m, kind_a, transposed_a)
+                a, used = fetch(state, _uniform(state, where_a, threads), block, m, kind_a, transposed_a)
                 consumed.append(used)
             total = sign * (a @ b.T)[rows, cols]
             added = np.where(keeping[threads], old[:, threads].astype(np.float64), 0.0)
             new[:, threads] = accumulate(total, added, kind_d, saturate)
         for number, values in zip(results, new, strict=True):
-            machine.registers[number] = values
-            machine.fenced[number] = values
-            missing = machine.unwritten.pop(number, None)
-            if missing is not None and (missing & ~machine.active).any():
-                machine.unwritten[number] = missing & ~machine.active
+            state.registers[number] = values
+            state.fenced[number] = values
+            missing = state.unwritten.pop(number, None)
+            if missing is not None and (missing & ~state.active).any():
+                state.unwritten[number] = missing & ~state.active
         chunks = np.unique(np.concatenate(consumed))
-        machine.pending.hold("wgmma", results, sources, (chunks[:, None] + np.arange(16)).ravel())
+        state.hold("wgmma", results, sources, (chunks[:, None] + np.arange(16)).ravel())
 
     return step
 
 
-def _active_groups(machine: Machine) -> list[int]:
-    """The first thread of each warpgroup that executes."""
-    active_warps(machine)
-    lanes = machine.active.reshape(-1, WARPGROUP)
+def _active_groups(state: State) -> list[int]:
+    """First thread of each warpgroup that executes."""
+    active_warps(state)
+    lanes = state.active.reshape(-1, WARPGROUP)
     if (lanes.any(1) != lanes.all(1)).any():
-        machine.fail(UnsynchronisedError, "only some warps of a warpgroup execute wgmma")
+        state.fail(UnsynchronisedError, "only some warps of a warpgroup execute wgmma")
     return [WARPGROUP * int(group) for group in np.flatnonzero(lanes.any(1))]
 
 
-def _uniform(machine: Machine, values: Array, threads: slice) -> int:
+def _uniform(state: State, values: Array, threads: slice) -> int:
     own = values[threads]
     if (own != own[0]).any():
-        machine.fail(UndefinedError, "the warps of a warpgroup disagree about a matrix descriptor", threads.start)
+        state.fail(UndefinedError, "the warps of a warpgroup disagree about a matrix descriptor", threads.start)
     return int(own[0])
 
 
-def _check_fence(machine: Machine, numbers: list[int]) -> None:
-    """PTX ISA 9.7.15.7.1: wgmma.fence before the first product, and after registers of one were changed."""
-    active = machine.active
+def _check_fence(state: State, numbers: list[int]) -> None:
+    """Check for a wgmma.fence before the first product, and after changes of its registers (PTX ISA 9.7.15.7.1)."""
+    active = state.active
     for number in numbers:
-        now, then = machine.registers[number], machine.fenced[number]
+        now, then = state.registers[number], state.fenced[number]
         if now is then:
             continue
-        if now is None or then is None or (machine.raw(number)[active] != then.view(now.dtype)[active]).any():
-            name = machine.code.names[number]
-            machine.fail(UnsynchronisedError, f"register {name} was written with no wgmma.fence since")
+        if now is None or then is None or (state.raw(number)[active] != then.view(now.dtype)[active]).any():
+            name = state.names[number]
+            state.fail(UnsynchronisedError, f"register {name} was written with no wgmma.fence since")
 
 
-def _accumulators(machine: Machine, numbers: list[int], keeping: Array, dtype: type) -> Array:
-    """[registers, lanes]; those that are added to have to be written."""
+def _accumulators(state: State, numbers: list[int], keeping: Array, dtype: type) -> Array:
+    """Accumulators [registers, lanes]; those that are added to have to be written."""
     rows = []
     for number in numbers:
-        bits = machine.registers[number]
-        missing = machine.unwritten.get(number)
-        wanted = keeping & machine.active
+        bits = state.registers[number]
+        missing = state.unwritten.get(number)
+        wanted = keeping & state.active
         if (bits is None and wanted.any()) or (missing is not None and (missing & wanted).any()):
-            machine.fail(UninitialisedError, f"adds to register {machine.code.names[number]}, which was never written")
-        rows.append(np.zeros(machine.lanes, dtype) if bits is None else bits.view(dtype))
+            state.fail(UninitialisedError, f"adds to register {state.names[number]}, which was never written")
+        rows.append(np.zeros(state.lanes, dtype) if bits is None else bits.view(dtype))
     return np.stack(rows)

@@ -1,4 +1,4 @@
-"""Each rule of the lint, broken and kept; and this library's own sources."""
+"""Lint rules, each broken and kept; and this library's own sources."""
 
 import subprocess
 import sys
@@ -14,7 +14,7 @@ HEADER = "import triton\nimport triton.language as tl\nfrom torch import Tensor\
 
 @pytest.fixture
 def rules(tmp_path: Path) -> object:
-    """The rules that a piece of source breaks, with their lines."""
+    """Function that lints a piece of source: the rules it breaks, with their lines."""
 
     def read(source: str) -> list[tuple[str, str]]:
         file = tmp_path / "kernels.py"
@@ -79,7 +79,7 @@ def test_what_is_allowed(rules, body: str) -> None:
 
 
 def test_through_helpers(rules) -> None:
-    """What a kernel hands to a helper decides, not how the helper reads alone; the report names both."""
+    """The arguments of a kernel's call decide, not the helper alone; the report names both."""
     helper = "@triton.jit\ndef rows(ptr, offs, stride):\n    return tl.load(ptr + offs * stride)\n"
     assert rules(helper + kernel("x = rows(x_ptr, tl.arange(0, BLOCK).to(tl.int64), stride_xm)")) == []
     (found,) = rules(helper + kernel("x = rows(x_ptr, tl.arange(0, BLOCK), stride_xm)"))
@@ -91,7 +91,7 @@ def test_through_helpers(rules) -> None:
 
 
 def test_branches_and_loops(rules) -> None:
-    """The worst of what a name may hold: one branch of two, a later pass of a loop."""
+    """The worst kind of a name counts: from one branch of two, from a later pass of a loop."""
     branch = (
         "offs = tl.arange(0, BLOCK).to(tl.int64)\nif {}:\n    offs = tl.arange(0, BLOCK)\nx = tl.load(x_ptr + offs * N)"
     )
@@ -132,9 +132,9 @@ def test_our_autograd_code() -> None:
 
 
 def test_there_is_something_to_read() -> None:
-    """Every kernel, its loads and what it hands to helpers."""
+    """Files with kernels and with helpers are both read."""
     found = {f.node.name for f in lint.functions(source.kernel_files()) if f.is_jit}
-    assert {"_linear_act_fwd_kernel", "_mse_kernel", "_stack_score_kernel", "dot_tile", "relu_fwd"} <= found
+    assert {"_linear_act_fwd_kernel", "_loss_kernel", "_stack_score_kernel", "dot_tile", "relu_fwd"} <= found
 
 
 def test_as_a_command(tmp_path: Path) -> None:

@@ -1,13 +1,14 @@
-"""The calls of a step, noted once and made again: the same bits, and never on memory that has moved."""
+"""The calls of a step, recorded once and replayed: the same bits, and never on memory that has moved."""
 
 import copy
+from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor
 
 import fastae
-from fastae.engine.call_list import record
+from fastae.engine.call_list import Recorder
 
 
 def pair(**options: object) -> tuple[fastae.TrainStep, fastae.TrainStep]:
@@ -16,7 +17,7 @@ def pair(**options: object) -> tuple[fastae.TrainStep, fastae.TrainStep]:
     ae = fastae.DenseAutoencoder([17, 12, 5], **options)
     with fastae.use_backend("torch"):
         steps = [fastae.TrainStep(m, torch.optim.Adam(m.parameters(), fused=True), 16) for m in (ae, copy.deepcopy(ae))]
-    steps[1]._repeats = False
+    steps[1].static.repeats = False
     return steps[0], steps[1]
 
 
@@ -37,8 +38,8 @@ def test_the_same_bits(options: dict[str, object]) -> None:
             for step, into in zip((a, b), losses, strict=True):
                 into.append(step(X, rows))
                 into.append(step(X, rows, 1 - X))
-    assert a._repeats
-    assert a._memory.replays.keys() == {False, True}
+    assert a.static.repeats
+    assert a.static.memory.recorded.keys() == {False, True}
     assert all(torch.equal(p, q) for p, q in zip(*losses, strict=True))
     assert len({loss.data_ptr() for loss in losses[0]}) == len(losses[0]), "each loss has memory of its own"
     assert same(a, b)
@@ -63,24 +64,42 @@ def test_parameters_that_moved_are_found() -> None:
     assert same(a, b)
 
 
+def record(call: Callable[[], object]) -> Recorder:
+    with Recorder() as recorder:
+        call()
+    return recorder
+
+
 def test_what_makes_memory_or_reads_numbers_is_not_repeated() -> None:
     x, y = torch.ones(3), torch.zeros(3)
-    assert record(lambda: torch.add(x, 1, out=y), [x]) is not None
-    assert record(lambda: torch.mul(x + 1, 2, out=y), [x]) is None
-    assert record(lambda: y.mul_(x.sum().item()), [x]) is None
-    assert record(lambda: y.view(-1)[1:].mul_(2), [x]) is not None
+    assert record(lambda: torch.add(x, 1, out=y)).repeatable
+    assert not record(lambda: torch.mul(x + 1, 2, out=y)).repeatable
+    assert not record(lambda: y.mul_(x.sum().item())).repeatable
+    assert record(lambda: y.view(-1)[1:].mul_(2)).repeatable
+    assert not record(lambda: torch.dot(x, y, out=None)).repeatable, "an out= of None is new memory"
     step = pair(activation="softplus")[0]
     step(X[:16])
-    assert not step._repeats, "its derivative needs memory"
+    assert not step.static.repeats, "its derivative needs memory"
 
 
 def test_repeating_reads_what_is_in_memory_now() -> None:
     x, y = torch.ones(3), torch.zeros(3)
-    noted = record(lambda: torch.add(x, 1, out=y), [x])
+    (call,) = record(lambda: torch.add(x, 1, out=y)).calls
     assert y.tolist() == [2.0] * 3
     x.fill_(5)
-    noted()
+    call()
     assert y.tolist() == [6.0] * 3
-    assert noted.holds()
-    x.data = torch.ones(3)
-    assert not noted.holds()
+
+
+def test_a_call_apart_is_repeated_as_a_whole() -> None:
+    x, y, recorder = torch.ones(3), torch.zeros(3), Recorder()
+    with recorder:
+        recorder.apart(lambda: y.copy_(x + x.sum().item()))
+        with recorder.section("a"):
+            y.mul_(2)
+    assert recorder.repeatable
+    assert recorder.sections == [("a", 1, 2)]
+    x.fill_(2)
+    for call in recorder.calls:
+        call()
+    assert y.tolist() == [16.0] * 3

@@ -1,15 +1,33 @@
-"""A whole stack in one kernel: scores and codes against the twin and fp64; every activation and dtype, odd shapes."""
+"""A whole stack in one kernel: scores and codes against the twin and fp64; activations, losses, dtypes, odd shapes."""
 
 import itertools
+from collections.abc import Callable
 
 import pytest
 import torch
 from accuracy import FLOOR, check
-from cases import ACTIVATIONS, DTYPES, EAGER, VIEWS, normal, uniform
-from fastae_kernels import reference
+from cases import (
+    DTYPES,
+    EAGER,
+    KINDS,
+    TURNS,
+    VIEWS,
+    eager_loss,
+    flat,
+    loss_of,
+    normal,
+    short,
+    three_ways,
+    uniform,
+    wide,
+)
+from fastae_kernels.elementwise import MSE, LossKind
+from fastae_kernels.jit import launch
 from fastae_kernels.jit import stack as kernels
-from fastae_kernels.jit import tiles
+from fastae_kernels.onednn import ONEDNN
+from fastae_kernels.reference import TORCH
 from torch import Tensor
+from torch.nn.functional import linear
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 
@@ -33,66 +51,65 @@ def stack(M: int, dims: tuple[int, ...], dtype: torch.dtype, activations: list[s
     return normal(M, dims[0], dtype=dtype, seed=9), weights, biases, names
 
 
-def wide(args: Stack) -> Stack:
-    x, weights, biases, names = args
-    return x.double(), [w.double() for w in weights], [None if b is None else b.double() for b in biases], names
-
-
-def three_ways(args: Stack) -> None:
+def both(args: Stack) -> None:
     """Hidden rows are rounded to the dtype of x between the layers, so its floor is that of a score too."""
     for name in ("stack_score", "stack_encode"):
-        result = getattr(kernels, name)(*args)
-        check(result, getattr(reference, name)(*args), getattr(reference, name)(*wide(args)), FLOOR[args[0].dtype])
-        assert result.is_contiguous()
+        three_ways(name, *args, floor=FLOOR[args[0].dtype])
 
 
 # ---------------------------------------------------------------- accuracy
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
-@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize(("activation", "dtype"), TURNS, ids=short)
 def test_each_activation(activation: str, dtype: torch.dtype) -> None:
     """Once as a hidden layer's, once as the last one's."""
     for activations in ([activation, "identity"], ["identity", activation]):
-        three_ways(stack(37, (33, 17, 33), dtype, activations))
+        both(stack(17, (33, 17, 33), dtype, activations))
 
 
-@pytest.mark.parametrize("dtype", DTYPES, ids=str)
+@pytest.mark.parametrize("dtype", DTYPES, ids=short)
+@pytest.mark.parametrize("kind", KINDS, ids=short)
+def test_each_loss(kind: LossKind, dtype: torch.dtype) -> None:
+    """The mean of each row by closed forms in fp64, and as a user writes it; a stack of one layer and of more."""
+    for dims in ((33, 33), (37, 20, 5, 37)):
+        x, weights, biases, names = args = stack(35, dims, dtype, ["gelu", "relu", "sigmoid"][1 - len(dims) :])
+        h, rounded = x.double(), x
+        for w, b, name in zip(weights, biases, names, strict=True):
+            h, rounded = EAGER[name](linear(h, w.double(), b.double())), EAGER[name](linear(rounded, w, b))
+        truth = loss_of(kind, h - x.double()).mean(1)
+        loss_dtype = torch.promote_types(dtype, torch.float32)
+        same = eager_loss(kind)(rounded.to(loss_dtype), x.to(loss_dtype), reduction="none").mean(1)
+        for ops in (kernels, TORCH, ONEDNN):
+            if ops is kernels and (KINDS.index(kind) + DTYPES.index(dtype) + len(dims)) % 4 > 1:
+                continue  # they take turns
+            score = ops.stack_score(*args, kind)
+            assert score.dtype == loss_dtype
+            check(score, same, truth, FLOOR[dtype])
+            assert kind != MSE or torch.equal(score, ops.stack_score(*args))
+
+
 @pytest.mark.parametrize(
     "dims",
     [(1, 1, 1), (7, 7), (70, 70), (5, 3, 5), (33, 20, 3, 20, 33), (100, 40, 1, 100), (3, 64, 65, 33, 2, 3)],
-    ids=str,
+    ids=short,
 )
-def test_each_depth_and_odd_widths(dims: tuple[int, ...], dtype: torch.dtype) -> None:
+def test_each_depth_and_odd_widths(dims: tuple[int, ...]) -> None:
     names = ["relu", "gelu", "sigmoid", "softplus", "identity"][: len(dims) - 1]
-    for M in (1, 17, 33):
-        three_ways(stack(M, dims, dtype, names))
+    turns = list(zip((1, 17, 33, 5), DTYPES, strict=True))
+    for M, dtype in turns[len(dims) % 2 :: 2]:
+        both(stack(M, dims, dtype, names))
 
 
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=short)
 def test_the_widest_hidden_layers(dtype: torch.dtype) -> None:
     """256 and 255 columns, of which the weights are multiplied in parts."""
     for dims in ((5, 256, 255, 5), (3, 255, 1, 256, 3)):
-        three_ways(stack(3, dims, dtype))
+        both(stack(3, dims, dtype))
 
 
-def test_as_a_user_writes_it() -> None:
-    x, weights, biases, names = args = stack(
-        40, (20, 12, 4, 12, 20), torch.float32, ["relu", "identity", "gelu", "sigmoid"]
-    )
-    h = x.double()
-    for w, b, name in zip(weights, biases, names, strict=True):
-        h = EAGER[name](torch.nn.functional.linear(h, w.double(), b.double()))
-    truth = (h - x.double()).square().mean(1)
-    check(kernels.stack_score(*args), truth.float(), truth)
-    check(kernels.stack_encode(*args), h.float(), h)
-
-
-def test_dtype_of_the_score() -> None:
+def test_dtype_of_the_code() -> None:
     for dtype in DTYPES:
-        args = stack(3, (5, 4, 5), dtype)
-        assert kernels.stack_score(*args).dtype == (torch.float64 if dtype == torch.float64 else torch.float32)
-        assert kernels.stack_encode(*args).dtype == dtype
+        assert kernels.stack_encode(*stack(3, (5, 4, 5), dtype)).dtype == dtype
 
 
 # ---------------------------------------------------------------- biases, views, tied weights
@@ -101,23 +118,21 @@ def test_dtype_of_the_score() -> None:
 def test_each_subset_of_biases() -> None:
     for given in itertools.product((True, False), repeat=3):
         x, weights, biases, names = stack(17, (9, 20, 5, 9), torch.float32, ["sigmoid", "relu", "softplus"])
-        three_ways((x, weights, [b if keep else None for b, keep in zip(biases, given, strict=True)], names))
+        both((x, weights, [b if keep else None for b, keep in zip(biases, given, strict=True)], names))
 
 
-@pytest.mark.parametrize("view", VIEWS, ids=lambda v: v.__name__)
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
-def test_each_argument_as_a_view(dtype: torch.dtype, view: object) -> None:
+@pytest.mark.parametrize("view", VIEWS, ids=short)
+def test_views(view: Callable[[Tensor], Tensor]) -> None:
+    dtype = (torch.float32, torch.bfloat16)[VIEWS.index(view) % 2]
     x, weights, biases, names = stack(35, (37, 20, 37), dtype, ["gelu", "tanh"])
-    flat = view if view.__name__ in ("strided", "expanded") else torch.clone
-    three_ways((view(x), weights, biases, names))
-    three_ways((x, [view(w) for w in weights], biases, names))
-    three_ways((x, weights, [flat(b) for b in biases], names))
+    both((view(x), weights, [flat(view)(b) for b in biases], names))
+    both((x, [view(w) for w in weights], biases, names))
 
 
 def test_tied_weights() -> None:
     x, weights, biases, names = stack(35, (37, 20, 5, 20, 37), torch.bfloat16)
     tied = [*weights[:2], weights[1].t(), weights[0].t()]
-    three_ways((x, tied, biases, names))
+    both((x, tied, biases, names))
 
 
 # ---------------------------------------------------------------- empty, inf, NaN
@@ -136,7 +151,9 @@ def test_empty() -> None:
     ):
         args = stack(M, dims, torch.float32)
         if dims[0] == dims[-1]:
-            three_ways(args)
+            both(args)
+            for kind in KINDS[1:3]:
+                three_ways("stack_score", *args, kind)
         else:
             assert kernels.stack_encode(*args).shape == (M, dims[-1])
 
@@ -148,7 +165,11 @@ def test_inf_and_nan_stay_in_their_row(activation: str, value: float) -> None:
     x, weights, biases, _ = stack(20, (9, 20, 5, 9), torch.float32)
     x[3, 4] = value
     weights[0] = -weights[0].abs()
-    three_ways((x, weights, biases, [activation, "relu", "identity"]))
+    args = x, weights, biases, [activation, "relu", "identity"]
+    both(args)
+    for kind in KINDS[1:3]:
+        (score,) = three_ways("stack_score", *args, kind)
+        assert score.isfinite().tolist() == [row != 3 for row in range(20)]
     code = kernels.stack_encode(x, weights[:2], biases[:2], [activation, "relu"])
     assert code[:3].isfinite().all()
     assert code[4:].isfinite().all()
@@ -169,22 +190,23 @@ def test_wider_than_the_chip() -> None:
 
 def test_input_and_output_may_be_wider() -> None:
     args = stack(3, (300, 4, 300), torch.float32)
-    check(kernels.stack_score(*args), reference.stack_score(*args), reference.stack_score(*wide(args)))
+    check(kernels.stack_score(*args), TORCH.stack_score(*args), TORCH.stack_score(*wide(args)))
 
 
-def test_fits_stack_score() -> None:
+def test_fits_stack() -> None:
     for dtype in (torch.float32, torch.float16, torch.bfloat16):
-        assert kernels.fits_stack_score((784, 256, 128, 256, 784), dtype)
-        assert kernels.fits_stack_score((20000, 20000), dtype)
-        assert not kernels.fits_stack_score((784, 257, 784), dtype)
-    assert kernels.fits_stack_score((784, 128, 784), torch.float64)
-    assert not kernels.fits_stack_score((784, 129, 784), torch.float64)
+        assert kernels.fits_stack((784, 256, 128, 256, 784), dtype)
+        assert kernels.fits_stack((20000, 20000), dtype)
+        assert not kernels.fits_stack((784, 257, 784), dtype)
+    assert kernels.fits_stack((784, 128, 784), torch.float64)
+    assert not kernels.fits_stack((784, 129, 784), torch.float64)
+    assert TORCH.fits_stack((784, 257, 784), torch.float32), "the twins have no chip to fit on"
 
 
 def test_one_launch(monkeypatch: pytest.MonkeyPatch) -> None:
     counted: list[int] = []
-    launch = tiles.launch
-    monkeypatch.setattr(tiles, "launch", lambda *a, **o: (counted.append(1), launch(*a, **o))[1])
+    run = launch.launch
+    monkeypatch.setattr(launch, "launch", lambda *a, **o: (counted.append(1), run(*a, **o))[1])
     args = stack(40, (70, 20, 5, 20, 70), torch.float32)
     kernels.stack_score(*args)
     assert len(counted) == 1
@@ -197,3 +219,13 @@ def test_rows_alone_and_the_same_bits_every_time() -> None:
     scores = kernels.stack_score(x, *layers)
     assert torch.equal(scores, kernels.stack_score(x, *layers))
     assert torch.equal(scores[40:], kernels.stack_score(x[40:], *layers))
+
+
+@pytest.mark.parametrize("kind", KINDS[:3], ids=short)
+def test_onednn_scores_in_blocks(kind: LossKind) -> None:
+    """More rows than a block, a last weight that is packed once for squared error: the twin's scores."""
+    x, *layers = stack(4500, (512, 260, 512), torch.bfloat16, ["relu", "identity"])
+    floor = FLOOR[torch.bfloat16]
+    for few in (x, x[:7]):
+        truth = TORCH.stack_score(*wide((few, *layers)), kind)
+        check(ONEDNN.stack_score(few, *layers, kind), TORCH.stack_score(few, *layers, kind), truth, floor)

@@ -1,0 +1,267 @@
+"""`StaticStep`: loss and gradients of a program on static memory: one step without optimizer, graph or processes."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
+
+import torch
+from fastae_kernels.ops import Criterion, Ops
+from fastae_kernels.reference import TORCH
+from torch import Tensor
+
+from fastae.engine import schedule
+from fastae.engine.call_list import Call, Recorder
+from fastae.engine.parameters import StepParameters
+from fastae.engine.program import Dense, Module, Program
+from fastae.engine.stages import BoundStage, DenseStage, ModuleStage, Place, Scale
+from fastae.nn.backend import DeviceSpec, decide, ops
+
+logger = logging.getLogger(__name__)
+
+Wrap = Callable[[Ops, str], Ops]
+Choice = tuple[str, str]  # backend, and why
+
+
+def choices(program: Program, like: Tensor | DeviceSpec, rows: int) -> list[Choice]:
+    """(backend, why) of every stage, for that many rows like `like`; the loss is taken of the last."""
+    found: list[Choice] = []
+    for stage in program.stages:
+        if isinstance(stage, Module):
+            found.append(("torch", "a module of its own, by autograd"))
+            continue
+        width, out = stage.widths
+        found.append(decide(like, width, rows * width * out, stage is program.stages[-1]))
+    return found
+
+
+class StaticStep:
+    """The step of a program for up to `rows` rows in `dtype`; its memory is allocated once.
+
+    `load` brings rows into its memory, `run` computes their loss and puts the gradients into `.grad` and `gradients`.
+
+    Args:
+        program: what the model handed over.
+        rows: the most rows of a step.
+        dtype: to compute in.
+        chosen: the backend of every stage and why; by default what the dispatch chooses.
+        wrap: makes another implementation of a stage's ops, told its name: how `explain` and `profile` listen.
+    """
+
+    def __init__(
+        self,
+        program: Program,
+        rows: int,
+        dtype: torch.dtype,
+        chosen: Sequence[Choice] | None = None,
+        wrap: Wrap | None = None,
+    ) -> None:
+        self.program, self.rows, self.dtype, self._wrap = program, rows, dtype, wrap
+        like = _parameter_of(program)
+        self.device, own = like.device, like.dtype
+        self.choices = list(chosen or choices(program, like.new_empty(0, dtype=dtype), rows))
+        backends = {backend for backend, _ in self.choices}
+        self.parameters = StepParameters(program, dtype, backends == {"triton"})
+        self._sums = ops("triton") if "triton" in backends else TORCH
+        self._sums = self._sums if wrap is None else wrap(self._sums, "")
+        self.stages = self._bound(own)
+        self.gradients: Sequence[Tensor | None] = []
+        self.hidden_grad = any(any(stage.needs) for stage in self.stages[:-1])
+        self._criterion = Criterion(program.kind, features=program.out_features if self.parameters.padded else None)
+        self.repeats = backends == {"torch"} and self.device.type == "cpu" and program.own_loss is None
+        self._in_numbers = self.device.type == "cpu" and "triton" not in backends  # the scale is a host number
+        self.memory = Memory(self, rows)
+        self._slices = {rows: self.memory}
+
+    @property
+    def trainable(self) -> list[torch.nn.Parameter]:
+        """The parameters that get a gradient, in the order of `gradients`."""
+        return self.parameters.trainable
+
+    def _bound(self, own: torch.dtype) -> list[BoundStage]:
+        made, dense, needed = list[BoundStage](), 0, False
+        for stage, (backend, _) in zip(self.program.stages, self.choices, strict=True):
+            chosen = ops(backend) if self._wrap is None else self._wrap(ops(backend), stage.name)
+            if isinstance(stage, Dense):
+                p = self.parameters
+                memory = p.weights[dense], p.biases[dense], stage.activation, p.needs[dense], p.places[dense]
+                made.append(DenseStage(chosen, *memory, stage.name))
+                dense += 1
+            else:
+                wants = any(q.requires_grad for q in self.program.parameters)
+                cast = None if own == self.dtype else self.dtype
+                made.append(ModuleStage(chosen, stage.module, (wants, False), needed, cast, stage.name))
+            needed = needed or any(made[-1].needs)
+        return made
+
+    def slice(self, count: int) -> Memory:
+        """The memory of the first `count` rows."""
+        if count not in self._slices:
+            self._slices[count] = Memory(self, count, self.memory)
+        return self._slices[count]
+
+    def load(self, x: Tensor, rows: Tensor | None, target: Tensor | None, count: int) -> Memory:
+        """Bring x [M, in_features], or x[rows], and the target into memory; x itself is the target if it is None."""
+        memory = self._slices.get(count) or self.slice(count)
+        if rows is not None and x.dtype == memory.given.dtype:
+            torch.index_select(x, 0, rows, out=memory.given)
+        else:
+            TORCH.gather(x, rows, memory.given)
+        if target is not None:
+            TORCH.gather(target, rows, memory.target()[:, : self.program.out_features])
+        memory.has_target = target is not None
+        return memory
+
+    def run(self, memory: Memory) -> Tensor:
+        """The loss of what `load` brought, [] in fp32 (fp64 for fp64); the gradients go to `.grad`."""
+        if self.parameters.by_autograd:
+            self.parameters.begin()
+        recorded = memory.recorded.get(memory.has_target)
+        if recorded is not None:
+            for call in recorded:
+                call()
+        elif self.repeats:
+            recorder = self.record(memory, Recorder())
+            self.repeats = recorder.repeatable
+            if recorder.repeatable:
+                memory.recorded[memory.has_target] = recorder.calls
+        else:
+            self.compute(memory)
+        self.publish(memory)
+        return memory.found[memory.has_target][1]
+
+    def publish(self, memory: Memory) -> None:
+        """Put the gradients of the last step on this memory into `.grad`."""
+        self.gradients = self.parameters.publish(memory.found[memory.has_target][0])
+
+    def record(self, memory: Memory, recorder: Recorder) -> Recorder:
+        """Compute once and note the calls."""
+        islands = [stage for stage in self.stages if isinstance(stage, ModuleStage)]
+        kept = [stage.apart for stage in islands]
+        for stage in islands:
+            stage.apart = recorder.apart
+        with recorder:
+            self.compute(memory)
+        for stage, apart in zip(islands, kept, strict=True):
+            stage.apart = apart
+        return recorder
+
+    def compute(self, memory: Memory) -> None:
+        """Loss and gradients, as recorded or captured."""
+        if self.program.own_loss is not None:
+            self._by_autograd(memory)
+            return
+        self.parameters.refresh(self._sums)
+        target = memory.target() if memory.has_target else memory.x
+        state = schedule.forward(
+            self.stages, memory.x, target, self._criterion, memory.places, self.hidden_grad, defer_loss=True
+        )
+        scale = memory.scale
+        if scale is None and memory.factor is not None:
+            state.dp.mul_(memory.factor)
+        _, grads = schedule.backward(state, self.stages, memory.places, scale, self._sums)
+        dense = [grad for grad, stage in zip(grads, self.stages, strict=True) if isinstance(stage, DenseStage)]
+        memory.found[memory.has_target] = self.parameters.collect(dense), state.loss
+
+    def _by_autograd(self, memory: Memory) -> None:
+        """The model's own loss."""
+        (stage,) = self.program.stages
+        assert isinstance(stage, Module)
+        cast = nullcontext() if memory.x.dtype == self.dtype else torch.autocast(self.device.type, self.dtype)
+        given = (memory.given, memory.target()) if memory.has_target else (memory.given,)
+        with torch.enable_grad(), cast:
+            loss = stage.module.loss(*given)  # type: ignore[operator]
+        if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
+            raise ValueError(
+                f"TrainStep: the model's loss must be a scalar tensor that depends on its parameters; got {loss!r}"
+            )
+        loss.backward()
+        value = memory.places[-1].loss
+        assert value is not None
+        memory.found[memory.has_target] = [], value.copy_(loss.detach().reshape(()))
+
+
+class Memory:
+    """What a step on `count` rows reads and writes; `full` is the memory whose first rows it shares.
+
+    recorded, found: the calls, and what they leave (gradients of the dense stages' parameters, loss), by whether there
+    is a target that is not x.
+    """
+
+    def __init__(self, step: StaticStep, count: int, full: Memory | None = None) -> None:
+        program, stages = step.program, step.stages
+        like = _parameter_of(program)
+        dtype = step.dtype if program.own_loss is None else like.dtype  # which autocast brings into the step's
+        wide = torch.promote_types(dtype, torch.float32)
+        half_on_cpu = step.device.type == "cpu" and dtype.itemsize == 2
+
+        def rows(width: int, of: Tensor | None, dtype: torch.dtype = dtype) -> Tensor:
+            if of is not None:
+                return of[:count]
+            # Zeros: what lies past the rows of a partial batch is read and multiplied by 0 where oneDNN has AMX
+            return (like.new_zeros if half_on_cpu else like.new_empty)((count, width), dtype=dtype)
+
+        self.count, self.has_target = count, False
+        width, self._width = program.in_features, program.out_features
+        if step.parameters.padded:
+            width, self._width = step.parameters.weights[0].shape[1], step.parameters.weights[-1].shape[0]
+        self.x: Tensor = rows(width, None if full is None else full.x)
+        self.given = self.x[:, : program.in_features]  # the columns that rows are gathered into
+        self.x[:, program.in_features :] = 0
+        self._target: Tensor | None = None
+        self.recorded: dict[bool, list[Call]] = {}
+        self.found: dict[bool, tuple[list[Tensor], Tensor]] = {}
+        self.places: list[Place] = []
+        last = len(stages) - 1
+        for i, stage in enumerate(stages):
+            island, of = isinstance(stage, ModuleStage), Place() if full is None else full.places[i]
+            width = self._width_after(step, i)
+            place = Place(dp=rows(width, of.dp, wide if island and i == last else dtype))
+            if i < last or island:
+                place.y = rows(width, of.y, wide if island and i == last else dtype)
+            if isinstance(stage, DenseStage) and i < last and stage.saves == "p":
+                place.p = rows(width, of.p)
+            if i == last:
+                place.loss = like.new_empty((), dtype=wide)
+                if not island and half_on_cpu:
+                    place.scratch = rows(width, of.scratch, torch.float32)
+            self.places.append(place)
+        # Each weight gradient puts the scale in: from memory, in a kernel's epilogue, or as a number, which keeps the
+        # small numbers of half precision. The twins multiply fp32 once. A last island has true gradients.
+        self.factor: float | None = program.kind.scale(count, program.out_features)
+        self.scale: Scale = None
+        if isinstance(stages[-1], ModuleStage):
+            self.factor = None
+        elif not step._in_numbers:
+            self.scale = torch.full((), self.factor, dtype=wide, device=step.device)
+        elif dtype.itemsize == 2:
+            self.scale = self.factor
+
+    @staticmethod
+    def _width_after(step: StaticStep, i: int) -> int:
+        stage = step.stages[i]
+        if isinstance(stage, DenseStage):
+            return stage.w.shape[0]
+        if i == len(step.stages) - 1:
+            return step.program.out_features
+        above = step.stages[i + 1]
+        assert isinstance(above, DenseStage), "islands that meet are one"
+        return above.w.shape[1]
+
+    def target(self) -> Tensor:
+        """The buffer of a target that is not x, made when it is first asked for."""
+        if self._target is None:
+            self._target = self.x.new_zeros(self.count, self._width)
+        return self._target
+
+
+def _parameter_of(program: Program) -> Tensor:
+    """One that tells device and dtype."""
+    for stage in program.stages:
+        if isinstance(stage, Dense):
+            return stage.weight
+        for p in stage.module.parameters():
+            if p.is_floating_point():
+                return p
+    raise ValueError("TrainStep: model must have parameters; got none")

@@ -1,0 +1,206 @@
+"""Activations and losses as torch functions: one row each in two tables. Their Triton pairs: `jit/activations.py` and
+`jit/losses.py`; the mathematics: `kernels/README.md`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+aten = torch.ops.aten
+
+LEAKY_RELU_SLOPE = 0.01
+LOGIT_EPS = 1e-6  # logit clamps its argument to [eps, 1 - eps], as torch.logit(p, eps) does
+HALF = (torch.float16, torch.bfloat16)
+
+
+def accumulator(x: Tensor) -> torch.dtype:
+    """fp32 for half precision, else x's own dtype."""
+    return torch.float32 if x.dtype in HALF else x.dtype
+
+
+# ---------------------------------------------------------------- activations
+
+
+@dataclass(frozen=True)
+class Activation:
+    """`forward(p, out)` writes f(p); `backward(dy, saved, out)` writes dy * f'(p); both may write over their first
+    argument. `differentiable(p)` is f for autograd, for gradients of gradients.
+
+    `saves` says what f' is written from: the output `y`, the pre-activation `p`, or nothing. `eager_saves`: what
+    PyTorch's own pair of a linear layer and this activation keeps for its backward pass. `in_place` is f for autograd
+    over its argument, where its derivative is taken from y: no second tensor of p's size. `spellings`: PyTorch's own
+    module, functions and methods, where they have no settings; `patch` recognises those with settings by itself.
+    """
+
+    forward: Callable[[Tensor, Tensor], object]
+    backward: Callable[[Tensor, Tensor, Tensor], object]
+    saves: Literal["y", "p"] | None
+    differentiable: Callable[[Tensor], Tensor]
+    eager_saves: Literal["y", "p"] | None
+    in_place: Callable[[Tensor], Tensor] | None = None
+    spellings: tuple[Callable[..., object] | str, ...] = ()
+
+
+def _identity(p: Tensor, out: Tensor) -> None:
+    if out is not p:
+        out.copy_(p)
+
+
+def _softplus_bwd(dy: Tensor, y: Tensor, out: Tensor) -> None:
+    torch.mul(dy, torch.expm1(-y), out=out).neg_()  # f' = sigmoid(p) = 1 - exp(-y)
+
+
+def _logit(p: Tensor, out: Tensor) -> None:
+    # In half precision ATen rounds 1 - eps to 1 and returns inf there.
+    out.copy_(torch.logit(p.float() if p.dtype in HALF else p, LOGIT_EPS))
+
+
+def _logit_bwd(dy: Tensor, p: Tensor, out: Tensor) -> None:
+    wide = accumulator(p)
+    out.copy_(aten.logit_backward(dy.to(wide), p.to(wide), LOGIT_EPS))
+
+
+ACTIVATIONS: dict[str, Activation] = {
+    "identity": Activation(_identity, lambda dy, _, out: _identity(dy, out), None, lambda p: p, None),
+    "relu": Activation(
+        lambda p, out: torch.clamp_min(p, 0, out=out),
+        lambda dy, y, out: aten.threshold_backward.grad_input(dy, y, 0, grad_input=out),
+        "y",
+        torch.relu,
+        "y",
+        torch.relu_,
+        (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
+    ),
+    "leaky_relu": Activation(
+        lambda p, out: aten.leaky_relu.out(p, LEAKY_RELU_SLOPE, out=out),
+        lambda dy, y, out: aten.leaky_relu_backward.grad_input(dy, y, LEAKY_RELU_SLOPE, True, grad_input=out),
+        "y",
+        lambda p: F.leaky_relu(p, LEAKY_RELU_SLOPE),
+        "p",
+    ),
+    "elu": Activation(
+        lambda p, out: aten.elu.out(p, out=out),
+        lambda dy, y, out: aten.elu_backward.grad_input(dy, 1, 1, 1, True, y, grad_input=out),
+        "y",
+        F.elu,
+        "p",
+    ),
+    "gelu": Activation(
+        lambda p, out: aten.gelu.out(p, out=out),
+        lambda dy, p, out: aten.gelu_backward.grad_input(dy, p, grad_input=out),
+        "p",
+        F.gelu,
+        "p",
+    ),
+    "gelu_tanh": Activation(
+        lambda p, out: aten.gelu.out(p, approximate="tanh", out=out),
+        lambda dy, p, out: aten.gelu_backward.grad_input(dy, p, approximate="tanh", grad_input=out),
+        "p",
+        lambda p: F.gelu(p, approximate="tanh"),
+        "p",
+    ),
+    "silu": Activation(
+        lambda p, out: aten.silu.out(p, out=out),
+        lambda dy, p, out: aten.silu_backward.grad_input(dy, p, grad_input=out),
+        "p",
+        F.silu,
+        "p",
+        spellings=(nn.SiLU, F.silu),
+    ),
+    "sigmoid": Activation(
+        lambda p, out: torch.sigmoid(p, out=out),
+        lambda dy, y, out: aten.sigmoid_backward.grad_input(dy, y, grad_input=out),
+        "y",
+        torch.sigmoid,
+        "y",
+        torch.sigmoid_,
+        (nn.Sigmoid, torch.sigmoid, "sigmoid", "sigmoid_"),
+    ),
+    "tanh": Activation(
+        lambda p, out: torch.tanh(p, out=out),
+        lambda dy, y, out: aten.tanh_backward.grad_input(dy, y, grad_input=out),
+        "y",
+        torch.tanh,
+        "y",
+        torch.tanh_,
+        (nn.Tanh, torch.tanh, "tanh", "tanh_"),
+    ),
+    "softplus": Activation(lambda p, out: aten.softplus.out(p, out=out), _softplus_bwd, "y", F.softplus, "p"),
+    "logit": Activation(
+        _logit,
+        _logit_bwd,
+        "p",
+        lambda p: torch.logit(p.float() if p.dtype in HALF else p, LOGIT_EPS).to(p.dtype),
+        "p",
+    ),
+}
+
+
+# ---------------------------------------------------------------- losses
+
+
+class LossKind(NamedTuple):
+    """A row of LOSSES and the number that it may take: huber's delta."""
+
+    name: str
+    setting: float = 0.0
+
+    @property
+    def row(self) -> Loss:
+        return LOSSES[self.name]
+
+    def scale(self, rows: int, features: int) -> float:
+        """u of a mean: what a gradient that the kernels store lacks."""
+        return self.row.factor / max(rows * features, 1)
+
+
+@dataclass(frozen=True)
+class Loss:
+    """The loss of an output y [M, N] against a target t, as sums for the twins and as PyTorch has it for autograd.
+
+    `evaluate(y, t, setting, per_row, gradient, out)` returns the sum over all values [], or of each row [M], in `out`
+    if that is given, and writes the gradient by y, in units of `factor`, into `gradient` [M, N], which may be y. All
+    are contiguous and fp32 or fp64, and it makes no memory but by `torch.empty`, so that its calls can be repeated.
+    `functional(y, t, setting, reduction)` is PyTorch's own.
+    """
+
+    evaluate: Callable[[Tensor, Tensor, float, bool, Tensor, Tensor | None], Tensor]
+    functional: Callable[[Tensor, Tensor, float, str], Tensor]
+    factor: float  # dL/dy is this times what is stored
+    default: float = 0.0  # the setting where none is given
+
+
+def sum_of_squares(e: Tensor, per_row: bool, out: Tensor | None = None) -> Tensor:
+    """[] or, of each row, [M]; without memory for the squares."""
+    if per_row:
+        return torch.linalg.vector_norm(e, dim=1, out=out).square_()
+    return torch.dot(e.view(-1), e.view(-1), out=out)
+
+
+def _mse(y: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+    return sum_of_squares(torch.sub(y, t, out=gradient), per_row, out)
+
+
+def _huber(y: Tensor, t: Tensor, delta: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+    """c (e - c / 2), c being e clamped to +-delta: e^2 / 2 inside, delta (|e| - delta / 2) outside."""
+    e = torch.sub(y, t, out=gradient)
+    c = torch.clamp(e, -delta, delta, out=torch.empty_like(e))
+    terms = torch.sub(e, c, alpha=0.5, out=e).mul_(c)
+    total = torch.sum(terms if per_row else terms.view(-1), -1, out=out)
+    gradient.copy_(c)
+    return total
+
+
+#: name -> the loss; `jit/losses.py` has a pair of the same name for each
+LOSSES: dict[str, Loss] = {
+    "mse": Loss(_mse, lambda y, t, _, reduction: F.mse_loss(y, t, reduction=reduction), 2.0),
+    "huber": Loss(
+        _huber, lambda y, t, delta, reduction: F.huber_loss(y, t, reduction=reduction, delta=delta), 1.0, 1.0
+    ),
+}
+MSE = LossKind("mse")

@@ -1,0 +1,185 @@
+"""The ops of the library, declared once: what every implementation (`reference`, `onednn`, `jit`) computes.
+
+Letters: M rows, K in_features, N out_features; x [M, K], w [N, K], b [N], p = x wT + b, y = f(p), target t; gradients
+dy, dp, dx, dw, db. The mathematics is in `kernels/README.md`. Tensors are 2-D and of one dtype; results are contiguous,
+and fresh unless `out` is given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from fastae_kernels.elementwise import MSE, LossKind
+
+# (src [R, ...], dst): dst is still to become src.sum(0); `sum_partials` makes many of them in one launch
+Pending = list[tuple[Tensor, Tensor]]
+
+
+class Layer(NamedTuple):
+    """f(x wT + b): w [N, K], b [N] or None, the name of f."""
+
+    w: Tensor
+    b: Tensor | None
+    activation: str
+
+
+class Below(NamedTuple):
+    """The layer under another one: its activation, and what that f' is written from (its y, its p, or nothing)."""
+
+    saved: Tensor | None
+    activation: str
+
+
+class Criterion(NamedTuple):
+    """A loss and how it is reduced: "mean" over all values, "sum", or "none": each row's mean [M].
+
+    row_weight: [M] or None, a factor of each row's loss; a mean still divides by the number of values.
+    features: the columns of y that count where rows of memory are longer; the others have no error.
+    counted: [] int64 on the device, the rows that count: the others have no error, and a mean divides by these.
+    """
+
+    kind: LossKind = MSE
+    reduction: str = "mean"
+    row_weight: Tensor | None = None
+    features: int | None = None
+    counted: Tensor | None = None
+
+
+class Out(NamedTuple):
+    """Memory for the results of a loss: dp [M, N], the scalar loss [], and fp32 of dp's shape to compute in."""
+
+    dp: Tensor | None = None
+    loss: Tensor | None = None
+    scratch: Tensor | None = None
+
+
+class Ops(Protocol):
+    """One implementation of every op."""
+
+    def linear_act_fwd(
+        self,
+        x: Tensor,
+        w: Tensor,
+        b: Tensor | None,
+        activation: str,
+        keep_p: bool = False,
+        out: tuple[Tensor, Tensor | None] | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept; `out` is for (y, p)."""
+        ...
+
+    def act_bwd(
+        self, dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = False
+    ) -> tuple[Tensor, Tensor | None]:
+        """dp = dy * f'(p) [M, N], and db = the sum of dp over the rows [N] if it is asked for."""
+        ...
+
+    def linear_dgrad_act(
+        self, dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None
+    ) -> Tensor:
+        """dx = (dp w) * f'(...) [M, K]: the gradient handed to the layer below, through that layer's activation."""
+        ...
+
+    def linear_wgrad(
+        self,
+        dp: Tensor,
+        x: Tensor,
+        need_db: bool = False,
+        scale: Tensor | float | None = None,
+        out: tuple[Tensor, Tensor | None] | None = None,
+        pending: Pending | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """dw = scale dpT x [N, K], and db = scale times the sum of dp over the rows [N] if it is asked for.
+
+        `scale` is a number or a 0-d tensor on the device, multiplied in the accumulator: what a loss leaves out of dp.
+        `out`, contiguous, is for (dw, db), in their own dtype; it may lack the last rows and columns, which are
+        dropped. `pending` takes what is still to be summed for the results to be there; an implementation may leave
+        nothing.
+        """
+        ...
+
+    def loss(
+        self,
+        input: Tensor,
+        target: Tensor,
+        kind: LossKind,
+        reduction: str,
+        need_dinput: bool = False,
+        out: Out | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss of input [M, N] against target, summed, divided by the number of values for "mean" []; and its
+        gradient by the input, in full. `out` is for both, the gradient as `dp`."""
+        ...
+
+    def linear_act_loss(
+        self,
+        x: Tensor,
+        layer: Layer,
+        target: Tensor,
+        criterion: Criterion,
+        need_dp: bool = False,
+        out: Out | None = None,
+        pending: Pending | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """The loss of y = f(x wT + b) against target [M, N], and dp [M, N].
+
+        The loss is fp32, or fp64 for fp64. dp = row_weight dL/dy f'(p) lacks the loss's scale u (`LossKind.scale`),
+        which `linear_wgrad` puts in: near convergence dp u is below the smallest fp16. y is compared before it is
+        rounded.
+        """
+        ...
+
+    def decoder_loss(
+        self,
+        x: Tensor,
+        layer: Layer,
+        target: Tensor,
+        criterion: Criterion,
+        below: Below,
+        pending: Pending | None = None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """`linear_act_loss` and, from its dp, dx = (dp w) * f'(...) of the layer below: (loss, dp [M, N], dx [M, K]).
+
+        What `below` saved may be x itself.
+        """
+        ...
+
+    def stack_score(
+        self,
+        x: Tensor,
+        weights: Sequence[Tensor],
+        biases: Sequence[Tensor | None],
+        activations: Sequence[str],
+        kind: LossKind = MSE,
+    ) -> Tensor:
+        """Each row's mean loss against x after all layers, [M, K] -> [M]; fp32, or fp64 for fp64."""
+        ...
+
+    def stack_encode(
+        self, x: Tensor, weights: Sequence[Tensor], biases: Sequence[Tensor | None], activations: Sequence[str]
+    ) -> Tensor:
+        """The rows of x [M, K] after all layers, [M, N]."""
+        ...
+
+    def sum_partials(self, pairs: Sequence[tuple[Tensor, Tensor]]) -> None:
+        """For each pair (src [R, ...], dst): dst = src.sum(0), summed in fp32 (fp64 for fp64) and rounded once.
+
+        dst may be narrower or have fewer rows, which drops what is left over, or be wider, which fills it with 0.
+        """
+        ...
+
+    def gather(self, source: Tensor, rows: Tensor | None, out: Tensor) -> None:
+        """out = source[rows], or source itself, in out's dtype; rows are int64 indices [M]."""
+        ...
+
+    def fits_decoder(self, K: int, dtype: torch.dtype) -> bool:
+        """Whether `decoder_loss` gains over `linear_act_loss` and `linear_dgrad_act` for inputs of this width."""
+        ...
+
+    def fits_stack(self, dims: Sequence[int], dtype: torch.dtype) -> bool:
+        """Whether `stack_score` and `stack_encode` take layers of these widths (input, hidden ..., output)."""
+        ...
