@@ -20,6 +20,14 @@ class MSE:
 
 
 @dataclass(frozen=True)
+class MAE:
+    """|y - t|, whose derivative is the sign, 0 at 0."""
+
+    name: ClassVar[str] = "mae"
+    setting: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True)
 class Huber:
     """(y - t)^2 / 2 where |y - t| is at most `delta`, delta (|y - t| - delta / 2) beyond (Huber 1964).
 
@@ -41,7 +49,7 @@ class Huber:
         return self.delta
 
 
-Likelihood = MSE | Huber
+Likelihood = MSE | MAE | Huber
 
 
 def spelled(part: Likelihood) -> str:
@@ -67,4 +75,4 @@ def parsed(text: str) -> Likelihood:
     return PARTS[name](**{option: float(value) for option, value in options.items()})
 
 
-PARTS = {part.name: part for part in (MSE, Huber)}
+PARTS = {part.name: part for part in (MSE, MAE, Huber)}

@@ -63,7 +63,7 @@ for target in sys.argv[1:]:
     if target == "sm_90":
         three("linear_dgrad_act", dy, w, saved("gelu", M, K, torch.float32), "gelu")
     elif target == "sm_100":
-        for kind in (LossKind("mse"), LossKind("huber"), LossKind("huber", 0.3)):
+        for kind in (LossKind("mse"), LossKind("mae"), LossKind("huber", 0.3)):
             three("loss", dy, t, kind, "mean", True)
     text = "".join(launch.kernel.text("ptx") for launch in executor.launches)
     used = [name for name in ("mma.sync", "wgmma.mma_async", "tcgen05.mma", "cp.async") if name in text]

@@ -152,6 +152,8 @@ def test_each_loss_as_pytorch_has_it(kind: LossKind) -> None:
         ):
             torch.testing.assert_close(loss, total.detach(), rtol=1e-6, atol=0)
             assert torch.equal(dp * kind.row.factor, gradient.to(dtype))
+            if kind.name == "mae":
+                assert dp.flatten().tolist() == [0, 1, -1, 1, -1, 1, -1, 1, 0]
 
 
 @pytest.mark.parametrize("reduction", REDUCTIONS)
@@ -394,7 +396,7 @@ def test_empty(shape: tuple[int, int, int]) -> None:
 @pytest.mark.parametrize("value", [NAN, float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", KINDS[:3], ids=short)
 def test_inf_and_nan_stay_in_their_row(kind: LossKind, value: float) -> None:
-    """As PyTorch has them: huber's of inf is delta."""
+    """As PyTorch has them: mae's gradient of NaN is 0, huber's of inf is delta."""
     x, f, t = case("relu", 35, 20, 9, torch.float32)
     criterion, others = Criterion(kind, "none"), torch.arange(35) != 3
     for where in (x, t) if value != value else (x,) if value > 0 else (t,):

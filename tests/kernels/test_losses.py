@@ -43,7 +43,7 @@ def as_pytorch_has_it(input: Tensor, target: Tensor, kind: LossKind, reduction: 
 
 
 def test_every_loss_has_a_row_a_pair_and_a_part() -> None:
-    assert list(LOSSES) == list(kernels.LOSS_PAIRS) == list(PARTS) == ["mse", "huber"]
+    assert list(LOSSES) == list(kernels.LOSS_PAIRS) == list(PARTS) == ["mse", "mae", "huber"]
     for name, (value, gradient) in kernels.LOSS_PAIRS.items():
         assert (value.__name__, gradient.__name__) == (f"{name}_value", f"{name}_gradient")
         part = PARTS[name]()
@@ -55,7 +55,7 @@ def test_a_loss_kind() -> None:
     assert MSE == LossKind("mse") == ("mse", 0.0)
     assert MSE.row is elementwise.LOSSES["mse"]
     assert MSE.scale(3, 5) == 2 / 15
-    assert LossKind("huber", 2.0).scale(3, 5) == 1 / 15
+    assert LossKind("mae").scale(3, 5) == LossKind("huber", 2.0).scale(3, 5) == 1 / 15
     assert MSE.scale(0, 5) == 2, "a batch of nothing has no scale to divide by"
 
 
@@ -100,12 +100,14 @@ def test_kinks(kind: LossKind) -> None:
             value, slope = ops.loss(one.view(1, 1), torch.zeros(1, 1, dtype=dtype), kind, "sum", True)
             torch.testing.assert_close(value, loss_of(kind, one), rtol=4 * torch.finfo(dtype).eps, atol=0)
             assert slope == slope_of(kind, one)
+        if kind.name == "mae":
+            assert gradient.flatten().tolist() == [0, 0, 1, -1, 1, -1, 1, 1, -1]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 @pytest.mark.parametrize("kind", KINDS[:3], ids=short)
 def test_inf_and_nan_as_pytorch_has_them(kind: LossKind, value: float) -> None:
-    """The gradient of the others is what it was. huber's of inf is delta."""
+    """The gradient of the others is what it was. mae's gradient of NaN is 0, huber's of inf is delta."""
     input, target = normal(5, 7), normal(5, 7, seed=1)
     for ops in IMPLEMENTATIONS.values():
         for where in (input, target):

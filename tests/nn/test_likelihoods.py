@@ -8,22 +8,22 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from fastae.likelihoods import MSE, PARTS, Huber, Likelihood, parsed, spelled
+from fastae.likelihoods import MAE, MSE, PARTS, Huber, Likelihood, parsed, spelled
 
-EACH = (MSE(), Huber(), Huber(0.3), Huber(2.5), Huber(1e-30))
+EACH = (MSE(), MAE(), Huber(), Huber(0.3), Huber(2.5), Huber(1e-30))
 
 
 def test_repr_gives_back_the_constructor_call() -> None:
     assert [repr(part) for part in EACH] == [
-        "MSE()", "Huber(delta=1.0)", "Huber(delta=0.3)", "Huber(delta=2.5)", "Huber(delta=1e-30)",
+        "MSE()", "MAE()", "Huber(delta=1.0)", "Huber(delta=0.3)", "Huber(delta=2.5)", "Huber(delta=1e-30)",
     ]  # fmt: skip
     for part in EACH:
-        assert eval(repr(part), {"MSE": MSE, "Huber": Huber}) == part
+        assert eval(repr(part), {"MSE": MSE, "MAE": MAE, "Huber": Huber}) == part
 
 
 def test_equality_and_hash() -> None:
     assert len(set(EACH)) == len({spelled(part) for part in EACH}) == len(EACH)
-    assert MSE() == MSE() != Huber()
+    assert MSE() == MSE() != MAE()
     assert Huber() == Huber(1) == Huber(1.0) == Huber(delta=1.0) != Huber(2)
     assert hash(Huber(1)) == hash(Huber(1.0))
     assert {Huber(2): "found"}[Huber(2.0)] == "found"
@@ -45,10 +45,10 @@ def test_spelled_and_parsed(part: Likelihood) -> None:
 
 
 def test_spelling() -> None:
-    assert [spelled(part) for part in EACH[:3]] == ["mse", "huber", "huber:delta=0.3"]
+    assert [spelled(part) for part in EACH[:4]] == ["mse", "mae", "huber", "huber:delta=0.3"]
     assert parsed("huber:delta=2") == Huber(2.0)
     assert parsed("huber:") == parsed("huber:delta=1") == Huber()
-    assert [part.setting for part in EACH[:3]] == [0.0, 1.0, 0.3]
+    assert [part.setting for part in EACH[:4]] == [0.0, 0.0, 1.0, 0.3]
 
 
 @pytest.mark.parametrize("delta", [0, 0.0, -1, -0.5, math.inf, -math.inf, math.nan, "1", None, 1j, [1.0]], ids=repr)
@@ -61,9 +61,9 @@ def test_delta_must_be_a_positive_number(delta: object) -> None:
 @pytest.mark.parametrize(
     ("text", "error"),
     [
-        ("hubr", "likelihood must be one of mse, huber; got 'hubr'"),
-        ("", "likelihood must be one of mse, huber; got ''"),
-        ("Huber", "likelihood must be one of mse, huber; got 'Huber'"),
+        ("hubr", "likelihood must be one of mse, mae, huber; got 'hubr'"),
+        ("", "likelihood must be one of mse, mae, huber; got ''"),
+        ("Huber", "likelihood must be one of mse, mae, huber; got 'Huber'"),
         ("huber:gamma=1", "likelihood: huber has delta; got 'gamma'"),
         ("huber:delta=1,gamma=2", "likelihood: huber has delta; got 'gamma'"),
         ("mse:delta=1", "likelihood: mse has no options; got 'delta'"),

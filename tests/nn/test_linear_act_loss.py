@@ -263,6 +263,8 @@ def test_a_loss_is_a_name_or_a_part(backend: str) -> None:
     for named, kind in (
         ("mse", MSE),
         (likelihoods.MSE(), MSE),
+        ("mae", LossKind("mae")),
+        (likelihoods.MAE(), LossKind("mae")),
         ("huber", LossKind("huber", 1.0)),
         (Huber(), LossKind("huber", 1.0)),
         ("huber:delta=0.3", LossKind("huber", 0.3)),
@@ -274,9 +276,9 @@ def test_a_loss_is_a_name_or_a_part(backend: str) -> None:
 
 
 LOSS_ERRORS = {
-    "wrong name": ("hubr", ValueError, "loss must be one of mse, huber; got 'hubr'; did you mean 'huber'?"),
-    "nothing near": ("xyz", ValueError, "loss must be one of mse, huber; got 'xyz'"),
-    "the reduction": ("mean", ValueError, "loss must be one of mse, huber; got 'mean'"),
+    "wrong name": ("hubr", ValueError, "loss must be one of mse, mae, huber; got 'hubr'; did you mean 'huber'?"),
+    "nothing near": ("xyz", ValueError, "loss must be one of mse, mae, huber; got 'xyz'"),
+    "the reduction": ("mean", ValueError, "loss must be one of mse, mae, huber; got 'mean'"),
     "wrong type": (2.5, TypeError, "loss must be a name or a part of fastae.likelihoods; got 2.5"),
     "None": (None, TypeError, "loss must be a name or a part of fastae.likelihoods; got None"),
 }
@@ -330,7 +332,7 @@ def test_errors(function: Callable[..., Tensor], change: dict[str, object], erro
 def test_a_target_with_a_gradient_is_fine_where_none_is_made() -> None:
     x, w, b = layer("relu", 9, 6, 5, torch.float32)
     with torch.no_grad():
-        linear_act_loss(x, w, b, normal(9, 6).requires_grad_(), "relu", "huber")
+        linear_act_loss(x, w, b, normal(9, 6).requires_grad_(), "relu", "mae")
 
 
 # ---------------------------------------------------------------- opcheck

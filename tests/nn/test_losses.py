@@ -300,6 +300,7 @@ def test_module(backend: str) -> None:
 def test_a_name_or_a_part() -> None:
     for given, part in (
         ("mse", likelihoods.MSE()),
+        ("mae", likelihoods.MAE()),
         ("huber", likelihoods.Huber()),
         ("huber:delta=0.3", likelihoods.Huber(0.3)),
         (likelihoods.Huber(2.5), likelihoods.Huber(2.5)),
@@ -310,13 +311,13 @@ def test_a_name_or_a_part() -> None:
 
 
 LOSS_ERRORS = {
-    "hubr": (ValueError, "f: loss must be one of mse, huber; got 'hubr'; did you mean 'huber'?"),
-    "MSE": (ValueError, "f: loss must be one of mse, huber; got 'MSE'"),
-    "mean": (ValueError, "f: loss must be one of mse, huber; got 'mean'"),
-    "hubr:delta=2": (ValueError, "f: loss must be one of mse, huber; got 'hubr:delta=2'; did you mean 'huber'?"),
+    "hubr": (ValueError, "f: loss must be one of mse, mae, huber; got 'hubr'; did you mean 'huber'?"),
+    "MSE": (ValueError, "f: loss must be one of mse, mae, huber; got 'MSE'"),
+    "mean": (ValueError, "f: loss must be one of mse, mae, huber; got 'mean'"),
+    "hubr:delta=2": (ValueError, "f: loss must be one of mse, mae, huber; got 'hubr:delta=2'; did you mean 'huber'?"),
     "huber:delta=x": (ValueError, "likelihood: delta must be a number; got 'x'"),
     "huber:beta=1": (ValueError, "likelihood: huber has delta; got 'beta'"),
-    "mse:delta=1": (ValueError, "likelihood: mse has no options; got 'delta'"),
+    "mae:delta=1": (ValueError, "likelihood: mae has no options; got 'delta'"),
     "huber:delta=-1": (ValueError, "Huber: delta must be a positive number; got -1.0"),
     3: (TypeError, "f: loss must be a name or a part of fastae.likelihoods; got 3"),
     None: (TypeError, "f: loss must be a name or a part of fastae.likelihoods; got None"),

@@ -71,7 +71,7 @@ def saved(activation: str, M: int, N: int, dtype: torch.dtype) -> Tensor | None:
 
 # ---------------------------------------------------------------- losses
 
-KINDS = (LossKind("mse"), *(LossKind("huber", delta) for delta in (1.0, 0.3, 2.5, 0.7)))
+KINDS = (LossKind("mse"), LossKind("mae"), LossKind("huber", 0.3), LossKind("huber", 1.0), LossKind("huber", 2.5))
 
 
 def loss_of(kind: LossKind, e: Tensor) -> Tensor:
@@ -79,12 +79,12 @@ def loss_of(kind: LossKind, e: Tensor) -> Tensor:
     size, delta = e.abs(), kind.setting
     if kind.name == "huber":
         return torch.where(size <= delta, e * e / 2, delta * (size - delta / 2))
-    return {"mse": e * e}[kind.name]
+    return {"mse": e * e, "mae": size}[kind.name]
 
 
 def slope_of(kind: LossKind, e: Tensor) -> Tensor:
     """Its derivative by y."""
-    slopes = {"mse": lambda: 2 * e, "huber": lambda: e.clamp(-kind.setting, kind.setting)}
+    slopes = {"mse": lambda: 2 * e, "mae": e.sign, "huber": lambda: e.clamp(-kind.setting, kind.setting)}
     return slopes[kind.name]()
 
 
@@ -92,7 +92,7 @@ def eager_loss(kind: LossKind) -> Callable[..., Tensor]:
     """PyTorch's own, of (y, t, reduction=...)."""
     if kind.name == "huber":
         return lambda y, t, reduction: F.huber_loss(y, t, reduction=reduction, delta=kind.setting)
-    return {"mse": F.mse_loss}[kind.name]
+    return {"mse": F.mse_loss, "mae": F.l1_loss}[kind.name]
 
 
 # ---------------------------------------------------------------- the three-way rule for an op

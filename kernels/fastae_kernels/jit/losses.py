@@ -32,6 +32,17 @@ def mse_gradient(y, t, SETTING: tl.constexpr):
 
 
 @triton.jit
+def mae_value(y, t, SETTING: tl.constexpr):
+    return tl.abs(y - t)
+
+
+@triton.jit
+def mae_gradient(y, t, SETTING: tl.constexpr):
+    e = y - t
+    return (e > 0).to(e.dtype) - (e < 0).to(e.dtype)  # as torch.sign: 0 at 0, and for NaN
+
+
+@triton.jit
 def _clamped(e, SETTING: tl.constexpr):
     delta = tl.full((), SETTING, e.dtype)  # a number that a comparison meets becomes fp32
     return tl.where(e > delta, delta, tl.where(e < -delta, -delta, e))
