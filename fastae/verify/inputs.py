@@ -20,6 +20,7 @@ EAGER: dict[str, Callable[[Tensor], Tensor]] = {
     "gelu": F.gelu,
     "gelu_tanh": lambda p: F.gelu(p, approximate="tanh"),
     "silu": F.silu,
+    "mish": F.mish,
     "sigmoid": torch.sigmoid,
     "tanh": torch.tanh,
     "softplus": F.softplus,

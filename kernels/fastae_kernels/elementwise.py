@@ -112,6 +112,14 @@ ACTIVATIONS: dict[str, Activation] = {
         "p",
         spellings=(nn.SiLU, F.silu),
     ),
+    "mish": Activation(
+        lambda p, out: aten.mish.out(p, out=out),
+        lambda dy, p, out: out.copy_(aten.mish_backward(dy, p)),
+        "p",
+        F.mish,
+        "p",
+        spellings=(nn.Mish, F.mish),
+    ),
     "sigmoid": Activation(
         lambda p, out: torch.sigmoid(p, out=out),
         lambda dy, y, out: aten.sigmoid_backward.grad_input(dy, y, grad_input=out),

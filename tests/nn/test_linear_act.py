@@ -198,6 +198,7 @@ def test_what_is_saved(backend: str) -> None:
         "elu": 0,
         "gelu": 1,
         "silu": 1,
+        "mish": 1,
         "logit": 1,
     }
     for activation, extra in extras.items():
@@ -208,7 +209,7 @@ def test_what_is_saved(backend: str) -> None:
             y = fastae.linear_act(*args, activation)
         known = {t.data_ptr() for t in (*args, y)}
         assert len(set(saved) - known) == extra, activation
-        assert (y.data_ptr() in saved) == (activation not in ("identity", "gelu", "silu", "logit")), activation
+        assert (y.data_ptr() in saved) == (activation not in ("identity", "gelu", "silu", "mish", "logit")), activation
 
 
 def test_a_saved_tensor_modified_in_place_is_refused(backend: str) -> None:

@@ -62,6 +62,7 @@ MODULES = {
     "gelu": nn.GELU(),
     "gelu_tanh": nn.GELU(approximate="tanh"),
     "silu": nn.SiLU(),
+    "mish": nn.Mish(),
     "sigmoid": nn.Sigmoid(),
     "tanh": nn.Tanh(),
     "softplus": nn.Softplus(),
@@ -98,6 +99,7 @@ FUNCTIONS = {
     "gelu": [lambda self, x: self.out(F.gelu(self.fc(x)))],
     "gelu_tanh": [lambda self, x: self.out(F.gelu(self.fc(x), approximate="tanh"))],
     "silu": [lambda self, x: self.out(F.silu(self.fc(x)))],
+    "mish": [lambda self, x: self.out(F.mish(self.fc(x)))],
     "sigmoid": [
         lambda self, x: self.out(torch.sigmoid(self.fc(x))),
         lambda self, x: F.sigmoid(self.fc(x)),

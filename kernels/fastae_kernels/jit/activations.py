@@ -133,6 +133,28 @@ def silu_bwd(dy, p):
 
 
 @triton.jit
+def _mish_parts(p):
+    """a, c and d of tanh(log(1 + exp p)) = a / d = 1 - c / d, without overflow or cancellation."""
+    z = tl.exp(-tl.abs(p))
+    below = p < 0
+    a = tl.where(below, z * (z + 2.0), 2.0 * z + 1.0)
+    c = tl.where(below, 2.0, 2.0 * z * z)
+    return a, c, a + c
+
+
+@triton.jit
+def mish_fwd(p):
+    a, _, d = _mish_parts(p)
+    return p * (a / d)
+
+
+@triton.jit
+def mish_bwd(dy, p):
+    a, c, d = _mish_parts(p)
+    return dy * (a / d + p * _sigmoid(p) * (c / d) * (1.0 + a / d))
+
+
+@triton.jit
 def sigmoid_fwd(p):
     return _sigmoid(p)
 
