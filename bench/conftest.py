@@ -1,17 +1,17 @@
-"""`pytest bench`: the cases of `fastae bench` for pytest-benchmark, every side of a case a row of its group.
+"""`pytest bench`: the cases of `fastae bench` for pytest-benchmark, every variant of a case a row of its group.
 
-pytest-benchmark runs one function after the other. Here the sides of a case take turns first (`fastae_bench.rounds`);
-then each is given its own measured times, through the timer that pytest-benchmark reads.
+pytest-benchmark runs one function after the other. Here the variants of a case take turns first
+(`fastae_bench.rounds`); then each is given its own measured times, through the timer that pytest-benchmark reads.
 """
 
 from functools import cache
 
 import pytest
 import torch
-from fastae_bench.cases import Case, all_cases, quick_cases
+from fastae_bench.cases import BenchCase, all_cases, quick_cases
 from fastae_bench.results import Measured
 from fastae_bench.rounds import FULL, QUICK
-from fastae_bench.sides import FLOOR, OURS
+from fastae_bench.variants import FASTAE, MATMUL_ONLY
 
 CPU = torch.device("cpu")
 DEVICE = torch.device("cuda") if torch.cuda.is_available() else CPU
@@ -26,28 +26,24 @@ def pytest_configure(config):
 
 
 def pytest_generate_tests(metafunc):
-    """A test of `turns` is one for each side of each case of its module's LEVEL, or those of WHAT alone."""
+    """One test of `turns` for each variant of each case."""
     full = metafunc.config.getoption("full")
-    cases = [
-        case
-        for case in (all_cases() if full else quick_cases())
-        if case.level == metafunc.module.LEVEL and case.what in getattr(metafunc.module, "WHAT", (case.what,))
-    ]
-    effort = FULL if full else QUICK
+    cases = all_cases() if full else quick_cases()
+    budget = FULL if full else QUICK
     metafunc.parametrize(
-        ("case", "side"),
+        ("case", "variant"),
         [
             pytest.param(
-                case, side, id=f"{case.key}-{side}", marks=pytest.mark.benchmark(group=group(case), timer=replay)
+                case, variant, id=f"{case.key}-{variant}", marks=pytest.mark.benchmark(group=group(case), timer=replay)
             )
             for case in cases
-            for side in case.names(DEVICE, effort)
-            if side != FLOOR
+            for variant in case.names(DEVICE, budget)
+            if variant != MATMUL_ONLY
         ],
     )
 
 
-def group(case: Case) -> str:
+def group(case: BenchCase) -> str:
     """Sorts by network, then batch as a number."""
     return f"{case.what}: {case.size.network} {case.size.label} x {case.size.batch:>5}, {case.precision}"
 
@@ -69,24 +65,24 @@ replay = Replay()
 
 
 @cache
-def measured(case: Case, full: bool) -> Measured:
+def measured(case: BenchCase, full: bool) -> Measured:
     return Measured.of(case, case.measure(DEVICE, FULL if full else QUICK))
 
 
 @pytest.fixture
-def turns(case, side, request, benchmark):
-    """Call it to hand the side's times to pytest-benchmark; the ratio to ours stands in the JSON's extra_info."""
+def turns(case, variant, request, benchmark):
+    """Call it to hand the variant's times to pytest-benchmark; the ratio to ours stands in the JSON's extra_info."""
 
     def hand_over():
         found = measured(case, request.config.getoption("full"))
-        if side in found.refused:
-            pytest.fail(f"no ratio: {side} computes something else than {OURS}: {found.refused[side]}")
-        if side not in found.took:
-            pytest.skip(found.missing.get(side, f"{side} has no {case.what}"))
-        replay.times = iter(found.took[side])
+        if variant in found.refused:
+            pytest.fail(f"no ratio: {variant} computes something else than {FASTAE}: {found.refused[variant]}")
+        if variant not in found.took:
+            pytest.skip(found.missing.get(variant, f"{variant} has no {case.what}"))
+        replay.times = iter(found.took[variant])
         benchmark.extra_info["rows per call"] = found.rows
-        if side in found.ratios:
-            benchmark.extra_info["their time / fastae's (10 %, median, 90 %)"] = list(found.ratios[side])
-        benchmark.pedantic(replay.advance, rounds=len(found.took[side]))
+        if variant in found.ratios:
+            benchmark.extra_info["their time / fastae's (10 %, median, 90 %)"] = list(found.ratios[variant])
+        benchmark.pedantic(replay.advance, rounds=len(found.took[variant]))
 
     return hand_over

@@ -14,9 +14,9 @@ from fastae_bench.sizes import NETWORKS
 ROOT = Path(__file__).parents[1]
 sys.path.insert(0, str(ROOT / "bench"))  # for peers, when this file is not run as a script
 
-from peers.problem import Problem  # noqa: E402
+from peers.problem import PeerProblem  # noqa: E402
 from peers.report import Result, ratio, refused, refused_score  # noqa: E402
-from peers.sides import SIDES  # noqa: E402
+from peers.variants import VARIANTS  # noqa: E402
 
 BEGIN, END = "<!-- from bench/results: python bench/readme.py -->", "<!-- end -->"
 NETWORK, PRECISION = "mnist", "float32"
@@ -67,14 +67,14 @@ def figures(results: Results) -> str:
 def peers(entries: dict[str, Any]) -> str:
     """Rows/s of fastae, and how many times those of each other library they are."""
     problems = entries["problems"].values()
-    names = [name for name in SIDES if any(r["side"] == name for entry in problems for r in entry["results"])]
+    names = [name for name in VARIANTS if any(r["side"] == name for entry in problems for r in entry["results"])]
     others = names[1:]
     lines = [
         f"| rows/s, and how many times theirs | {' | '.join(names)} |",
         "|---|" + "---:|" * len(names),
     ]
     for entry in problems:
-        problem = Problem(**{**entry["problem"], "features": tuple(entry["problem"]["features"])})
+        problem = PeerProblem(**{**entry["problem"], "features": tuple(entry["problem"]["features"])})
         found = {r["side"]: Result(**r) for r in entry["results"]}
         ours = found[names[0]]
         for kind in ("training", "scoring"):

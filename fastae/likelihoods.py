@@ -45,7 +45,7 @@ class Huber:
 
     @property
     def setting(self) -> float:
-        """What the kernels take."""
+        """Number passed to the kernels."""
         return self.delta
 
 

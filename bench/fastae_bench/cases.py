@@ -1,4 +1,4 @@
-"""What is measured: every case by level, at the sizes people have."""
+"""Benchmark cases by level, at the sizes people have."""
 
 from __future__ import annotations
 
@@ -8,18 +8,18 @@ from functools import partial
 
 import torch
 
-from fastae_bench import epochs, inference_sides, op_sides, startup, training_sides, work
+from fastae_bench import cost, epochs, inference_variants, op_variants, startup, training_variants
 from fastae_bench.clocks import clocks
-from fastae_bench.rounds import OPTIONAL_SIDES, Effort, Times, measure
-from fastae_bench.sides import FLOOR, TOLERANCE, Side
-from fastae_bench.sizes import NETWORKS, PRECISIONS, SIZES, Size
-from fastae_bench.work import Work
+from fastae_bench.cost import Cost
+from fastae_bench.rounds import OPTIONAL_VARIANTS, Budget, Times, measure
+from fastae_bench.sizes import BENCH_PRECISIONS, NETWORKS, SIZES, Size
+from fastae_bench.variants import MATMUL_ONLY, TOLERANCE, Variant
 
 LEVELS = ("op", "step", "fit", "score", "encode", "startup")
 
 
 @dataclass(frozen=True)
-class Case:
+class BenchCase:
     """A piece of work: `what` of `level`, at a size and precision."""
 
     level: str
@@ -36,54 +36,54 @@ class Case:
     def rows(self) -> int:
         """Rows that one call takes through the network."""
         if self.level == "fit":
-            return training_sides.rows_of_data(self.size)
+            return training_variants.rows_of_data(self.size)
         return 1 if self.level == "startup" else self.size.batch
 
-    def names(self, device: torch.device, effort: Effort) -> list[str]:
-        """The sides of this case on the device."""
-        sides = {"op": op_sides, "step": training_sides, "fit": epochs, "startup": startup}.get(
-            self.level, inference_sides
+    def names(self, device: torch.device, budget: Budget) -> list[str]:
+        """The variants of this case on the device."""
+        variants = {"op": op_variants, "step": training_variants, "fit": epochs, "startup": startup}.get(
+            self.level, inference_variants
         )
-        names = sides.CPU_SIDES if device.type == "cpu" else sides.CUDA_SIDES
-        unwanted = {FLOOR} if self.what == "mse_loss" else set()
-        unwanted |= set() if effort.compile else set(OPTIONAL_SIDES)
+        names = variants.CPU_VARIANTS if device.type == "cpu" else variants.CUDA_VARIANTS
+        unwanted = {MATMUL_ONLY} if self.what == "mse_loss" else set()
+        unwanted |= set() if budget.compile else set(OPTIONAL_VARIANTS)
         return [name for name in names if name not in unwanted]
 
-    def measure(self, device: torch.device, effort: Effort) -> Times:
-        if effort.compile:
+    def measure(self, device: torch.device, budget: Budget) -> Times:
+        if budget.compile:
             torch.compiler.reset()  # it compiles a function for eight shapes in a process, and no more
-        names, tolerance = self.names(device, effort), TOLERANCE[self.precision]
+        names, tolerance = self.names(device, budget), TOLERANCE[self.precision]
         if self.level == "startup":
-            return startup.measure_startup(self.what, names, self.size, tolerance, effort)
+            return startup.measure_startup(self.what, names, self.size, tolerance, budget)
         if self.level == "fit":
-            problem = training_sides.Problem(self.size, self.precision, device)
-            return epochs.measure_epochs(names, problem, tolerance, effort)
-        return measure(names, self._maker(device), tolerance, clocks(device), effort)
+            problem = training_variants.TrainingProblem(self.size, self.precision, device)
+            return epochs.measure_epochs(names, problem, tolerance, budget)
+        return measure(names, self._maker(device), tolerance, clocks(device), budget)
 
-    def _maker(self, device: torch.device) -> Callable[[str], Side]:
+    def _maker(self, device: torch.device) -> Callable[[str], Variant]:
         shape = self.size, self.precision, device
         if self.level == "op":
-            return partial(op_sides.side, problem=op_sides.OpProblem(self.what, *shape))
+            return partial(op_variants.variant, problem=op_variants.OpProblem(self.what, *shape))
         if self.level == "step":
-            return partial(training_sides.side, problem=training_sides.Problem(*shape))
-        return partial(inference_sides.side, problem=inference_sides.InferenceProblem(self.level, *shape))
+            return partial(training_variants.variant, problem=training_variants.TrainingProblem(*shape))
+        return partial(inference_variants.variant, problem=inference_variants.InferenceProblem(self.level, *shape))
 
     @property
-    def work(self) -> Work | None:
+    def cost(self) -> Cost | None:
         """FLOPs and bytes of one call, where they follow from the shapes."""
         layers = self.size.layers
         if self.level == "op":
-            return work.of_op(self.what, self.size, self.precision)
+            return cost.of_op(self.what, self.size, self.precision)
         if self.level == "step":
-            return work.of_step(self.size, self.precision)
+            return cost.of_step(self.size, self.precision)
         if self.level == "fit":
-            step = work.of_step(self.size, self.precision)
+            step = cost.of_step(self.size, self.precision)
             steps = self.rows // self.size.batch
-            return Work(step.flops * steps, step.moved * steps)
+            return Cost(step.flops * steps, step.moved * steps)
         if self.level == "startup":
             return None
         layers = layers if self.level == "score" else layers[: len(self.size.features) - 1]
-        return work.of_layers(layers, self.size.batch, self.precision)
+        return cost.of_layers(layers, self.size.batch, self.precision)
 
 
 # Networks and batches of what is not measured at every size, to stay within fifteen minutes: embeddings have layers of
@@ -97,18 +97,18 @@ BATCHES = {
 }
 
 
-def all_cases() -> list[Case]:
+def all_cases() -> list[BenchCase]:
     """The full benchmark."""
-    cases = cases_at(SIZES, ("step",), PRECISIONS)
+    cases = cases_at(SIZES, ("step",), BENCH_PRECISIONS)
     for level, batches in BATCHES.items():
         sizes = [Size(name, NETWORKS[name][0], batch) for name, batch in batches.items()]
-        cases += cases_at(sizes, (level,), PRECISIONS)
+        cases += cases_at(sizes, (level,), BENCH_PRECISIONS)
     mnist = Size("mnist", (784, 256, 128), 256)
-    cases += [Case("startup", what, mnist, "float32") for what in startup.PROGRAMS]
+    cases += [BenchCase("startup", what, mnist, "float32") for what in startup.PROGRAMS]
     return sorted(cases, key=_order)
 
 
-def quick_cases() -> list[Case]:
+def quick_cases() -> list[BenchCase]:
     """MNIST's network and a tabular step in fp32, MNIST's step in bf16 too: under two minutes."""
     wanted = {"tabular": (32, 1024), "mnist": (256, 1024, 4096)}
     return [
@@ -120,11 +120,11 @@ def quick_cases() -> list[Case]:
     ]
 
 
-def cases_at(sizes: Sequence[Size], levels: Sequence[str], precisions: Sequence[str]) -> list[Case]:
+def cases_at(sizes: Sequence[Size], levels: Sequence[str], precisions: Sequence[str]) -> list[BenchCase]:
     """Every case of the levels at the sizes, start-up aside."""
-    whats = {"op": tuple(op_sides.OPS), "step": ("training step",)}
+    whats = {"op": tuple(op_variants.OPS), "step": ("training step",)}
     cases = [
-        Case(level, what, size, precision)
+        BenchCase(level, what, size, precision)
         for level in levels
         if level in (*whats, *BATCHES)
         for what in whats.get(level, (level,))
@@ -134,13 +134,13 @@ def cases_at(sizes: Sequence[Size], levels: Sequence[str], precisions: Sequence[
     return sorted(cases, key=_order)
 
 
-def _order(case: Case) -> tuple[int, int, int, int, int]:
-    whats = (*op_sides.OPS, "training step", *LEVELS, *startup.PROGRAMS)
+def _order(case: BenchCase) -> tuple[int, int, int, int, int]:
+    whats = (*op_variants.OPS, "training step", *LEVELS, *startup.PROGRAMS)
     networks = [*NETWORKS, case.size.network]
     return (
         LEVELS.index(case.level),
         whats.index(case.what),
         networks.index(case.size.network),
         case.size.batch,
-        PRECISIONS.index(case.precision),
+        BENCH_PRECISIONS.index(case.precision),
     )

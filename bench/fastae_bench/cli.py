@@ -20,7 +20,7 @@ _folder = click.Path(path_type=Path, file_okay=False)
 @click.option("--precision", metavar="NAMES", help="float32, bfloat16 (default: both).")
 @click.option("--features", metavar="WIDTHS", help="A network of your own instead, e.g. 784,256,128.")
 @click.option("--batch", metavar="ROWS", help="Its batch, or several with commas between (default: 256).")
-@click.option("--rounds", type=int, help="Turns of each side (default: 12; 8 with --quick).")
+@click.option("--rounds", type=int, help="Turns of each variant (default: 12; 8 with --quick).")
 @click.option("--sittings", type=int, help="Parts that the rounds come in, minutes apart (default: 3).")
 @click.option("--no-compile", is_flag=True, help="Leave out torch.compile, which takes most of the time.")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", show_default=True)
@@ -35,7 +35,7 @@ def bench(
     """Measure fastae beside eager, tuned and compiled PyTorch on this machine, taking turns in one process."""
     if new is not None and compare is None:
         raise click.UsageError("--new needs --compare OLD.json")
-    options = command.Options(
+    options = command.BenchOptions(
         quick, _names(only), _names(network), _names(precision), _numbers(features, "--features"),
         _numbers(batch, "--batch"), rounds, not no_compile, device, sittings,
     )  # fmt: skip

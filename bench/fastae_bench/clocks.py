@@ -1,4 +1,4 @@
-"""How long a side takes. On a CPU one clock; on CUDA three: the kernels alone, the host alone, the whole step."""
+"""How long a variant takes. On a CPU one clock; on CUDA three: the kernels alone, the host alone, the whole step."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ def clocks(device: torch.device) -> dict[str, Clock]:
     """Every clock of the device by name; the first is the one that ratios are made of."""
     if device.type == "cpu":
         return {"wall": wall}
-    return {"step": step, "host": host, "kernel": Kernel(device)}
+    return {"step": step, "host": host, "kernel": KernelClock(device)}
 
 
 # ---------------------------------------------------------------- CUDA: written by the documented patterns, not yet run
 
 
 def step(run: Callable[[], object], calls: int) -> float:
-    """From an idle device until all calls are done on it; a side that is a captured graph replays it."""
+    """From an idle device until all calls are done on it; a variant that is a captured graph replays it."""
     torch.cuda.synchronize()
     started = time.perf_counter()
     for _ in range(calls):
@@ -46,7 +46,7 @@ def host(run: Callable[[], object], calls: int) -> float:
     return seconds
 
 
-class Kernel:
+class KernelClock:
     """Between CUDA events around each call, on an L2 cache that other data has just gone through."""
 
     def __init__(self, device: torch.device) -> None:

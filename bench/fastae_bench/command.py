@@ -12,27 +12,27 @@ import torch
 
 from fastae.data.writers import write_atomically
 from fastae.nn.arguments import nearest
-from fastae_bench.cases import LEVELS, Case, all_cases, cases_at, quick_cases
+from fastae_bench.cases import LEVELS, BenchCase, all_cases, cases_at, quick_cases
 from fastae_bench.compare import compare, print_changes
 from fastae_bench.growth import measure_growth
 from fastae_bench.machine import describe
+from fastae_bench.peak import measure_peak
 from fastae_bench.plots import draw
 from fastae_bench.report import growth_table, line, markdown, summary
 from fastae_bench.results import Measured, Results, read_results
-from fastae_bench.roof import measure_roof
-from fastae_bench.rounds import FULL, QUICK, Effort
-from fastae_bench.sizes import NETWORKS, PRECISIONS, Size
+from fastae_bench.rounds import FULL, QUICK, Budget
+from fastae_bench.sizes import BENCH_PRECISIONS, NETWORKS, Size
 
 GROWTH = "growth"
-PARTS = (*LEVELS, GROWTH)
+BENCH_PARTS = (*LEVELS, GROWTH)
 
 
 @dataclass(frozen=True)
-class Options:
-    """What was asked for on the command line."""
+class BenchOptions:
+    """Options of the command line."""
 
     quick: bool = False
-    only: tuple[str, ...] = ()  # of PARTS; all, if empty
+    only: tuple[str, ...] = ()  # of BENCH_PARTS; all, if empty
     networks: tuple[str, ...] = ()
     precisions: tuple[str, ...] = ()
     features: tuple[int, ...] = ()  # a network of one's own
@@ -44,9 +44,9 @@ class Options:
 
     def __post_init__(self) -> None:
         for option, values, valid in (
-            ("--only", self.only, PARTS),
+            ("--only", self.only, BENCH_PARTS),
             ("--network", self.networks, tuple(NETWORKS)),
-            ("--precision", self.precisions, PRECISIONS),
+            ("--precision", self.precisions, BENCH_PRECISIONS),
         ):
             for value in values:
                 if value not in valid:
@@ -65,9 +65,9 @@ class Options:
         if self.sittings is not None and self.sittings < 1:
             raise ValueError(f"--sittings must be at least 1; got {self.sittings}")
 
-    def cases(self) -> list[Case]:
+    def cases(self) -> list[BenchCase]:
         levels = self.only or LEVELS
-        precisions = self.precisions or PRECISIONS
+        precisions = self.precisions or BENCH_PRECISIONS
         if self.features:
             return cases_at([Size("own", self.features, batch) for batch in self.batches or (256,)], levels, precisions)
         return [
@@ -84,14 +84,14 @@ class Options:
         return GROWTH in self.only if self.only else not (self.features or self.networks or self.precisions)
 
     @property
-    def effort(self) -> Effort:
-        effort = QUICK if self.quick else FULL
-        rounds = self.rounds or effort.rounds
-        sittings = min(self.sittings or effort.sittings, rounds)
-        return replace(effort, rounds=rounds, sittings=sittings, compile=self.compile)
+    def budget(self) -> Budget:
+        budget = QUICK if self.quick else FULL
+        rounds = self.rounds or budget.rounds
+        sittings = min(self.sittings or budget.sittings, rounds)
+        return replace(budget, rounds=rounds, sittings=sittings, compile=self.compile)
 
 
-def bench(options: Options, report: Path | None = None, old: Path | None = None, new: Path | None = None) -> int:
+def bench(options: BenchOptions, report: Path | None = None, old: Path | None = None, new: Path | None = None) -> int:
     """Measure and print; write the report; compare. 0, or 1 if results differed or something got slower."""
     before = None if old is None else read_results(old)
     if new is not None:
@@ -120,7 +120,7 @@ def bench(options: Options, report: Path | None = None, old: Path | None = None,
     return code
 
 
-def run(options: Options, cases: Sequence[Case], say: Callable[[str], object]) -> Results:
+def run(options: BenchOptions, cases: Sequence[BenchCase], say: Callable[[str], object]) -> Results:
     """Measure the cases, one line of text for each and every sitting."""
     started = time.monotonic()
     device = _device(options.device)
@@ -128,23 +128,23 @@ def run(options: Options, cases: Sequence[Case], say: Callable[[str], object]) -
     for name in ("machine", "versions", "commit", "precision"):
         say(f"{name}: {machine[name]}")
     say("time of one call (10-90 % of rounds), then their time over ours: above 1, fastae is faster\n")
-    used = tuple(dict.fromkeys(case.precision for case in cases)) or PRECISIONS[:1]
-    roof = measure_roof(device, used)
-    results = Results(machine, _as_json(options), roof.flops_per_s, roof.bytes_per_s)
-    effort = options.effort
+    used = tuple(dict.fromkeys(case.precision for case in cases)) or BENCH_PRECISIONS[:1]
+    peak = measure_peak(device, used)
+    results = Results(machine, _as_json(options), peak.flops_per_s, peak.bytes_per_s)
+    budget = options.budget
     for case in cases:
-        results.measured.append(Measured.of(case, case.measure(device, effort.of_a_sitting())))
+        results.measured.append(Measured.of(case, case.measure(device, budget.of_a_sitting())))
         say(line(results.measured[-1]))
     unfinished = list(zip(cases, results.measured, strict=True))
-    for sitting in range(2, effort.sittings + 1):
-        unfinished = [(case, m) for case, m in unfinished if case.level != "startup" and not effort.is_enough(m.took)]
+    for sitting in range(2, budget.sittings + 1):
+        unfinished = [(case, m) for case, m in unfinished if case.level != "startup" and not budget.is_enough(m.took)]
         if unfinished:
-            say(f"\nsitting {sitting} of {effort.sittings}, with the rounds before it:")
+            say(f"\nsitting {sitting} of {budget.sittings}, with the rounds before it:")
         for case, measured in unfinished:
-            measured.add(case.measure(device, effort.of_a_sitting()))
+            measured.add(case.measure(device, budget.of_a_sitting()))
             say(line(measured))
     if options.growth:
-        results.curves.extend(measure_growth(device, effort.of_a_sitting()))
+        results.curves.extend(measure_growth(device, budget.of_a_sitting()))
         say("\n" + growth_table(results))
     results.seconds = time.monotonic() - started
     return results
@@ -169,5 +169,5 @@ def _device(name: str) -> torch.device:
     return torch.device(name)
 
 
-def _as_json(options: Options) -> dict[str, Any]:
+def _as_json(options: BenchOptions) -> dict[str, Any]:
     return {name: list(v) if isinstance(v, tuple) else v for name, v in vars(options).items()}

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastae_bench.results import Measured, Results
-from fastae_bench.sides import OURS
 from fastae_bench.spread import spread
+from fastae_bench.variants import FASTAE
 
 # Two runs of the same code differ by more than rounds in a row show: memory lies elsewhere, the machine has other
 # neighbours. With the rounds in three sittings, any two of five whole runs on a machine with two cores had at
@@ -47,7 +47,7 @@ def _change(old: Measured, new: Measured, same_machine: bool) -> Change:
     time = relative = None
     if same_machine:
         time = new.ours.median / old.ours.median
-        tests.append((old.took[OURS], new.took[OURS]))
+        tests.append((old.took[FASTAE], new.took[FASTAE]))
     shared = next((name for name in ("tuned", "compiled", "idiom") if name in old.ratios and name in new.ratios), None)
     if shared is not None:
         relative = old.ratios[shared].median / new.ratios[shared].median
@@ -58,7 +58,7 @@ def _change(old: Measured, new: Measured, same_machine: bool) -> Change:
 
 
 def _relative_times(m: Measured, baseline: str) -> list[float]:
-    return [a / b for a, b in zip(m.took[OURS], m.took[baseline], strict=True)]
+    return [a / b for a, b in zip(m.took[FASTAE], m.took[baseline], strict=True)]
 
 
 def _beyond_noise(before: list[float], after: list[float]) -> bool:

@@ -1,4 +1,4 @@
-"""Epochs of `fit` beside epochs of loops that people write: after each of ours, one of every other side."""
+"""Epochs of `fit` beside epochs of loops that people write: after each of ours, one of every other variant."""
 
 from __future__ import annotations
 
@@ -9,32 +9,32 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastae.analysis.plain import PlainAutoencoder
 from fastae.train.run import Callback, Run
 from fastae_bench.clocks import wall
-from fastae_bench.plain import PlainAutoencoder
-from fastae_bench.rounds import OPTIONAL_SIDES, Effort, Times, no_garbage_collection, why_missing
-from fastae_bench.sides import OURS, difference
-from fastae_bench.training_sides import MODES, SEED, Problem, idiom_step, loader, tuned_step
+from fastae_bench.rounds import OPTIONAL_VARIANTS, Budget, Times, no_garbage_collection, why_missing
+from fastae_bench.training_variants import MODES, SEED, TrainingProblem, idiom_step, loader, tuned_step
+from fastae_bench.variants import FASTAE, difference
 
-CPU_SIDES = CUDA_SIDES = (OURS, "idiom", "tuned", "compiled")
+CPU_VARIANTS = CUDA_VARIANTS = (FASTAE, "idiom", "tuned", "compiled")
 WARM_UP = 1  # the epoch whose losses are compared
 
 
-def measure_epochs(names: Sequence[str], problem: Problem, tolerance: float, effort: Effort) -> Times:
+def measure_epochs(names: Sequence[str], problem: TrainingProblem, tolerance: float, budget: Budget) -> Times:
     """Seconds of whole epochs: ours from the end of one callback to the next, so all that `fit` does is in them."""
-    turns = _Turns({name: _epoch(name, problem) for name in names if name != OURS}, tolerance, effort)
+    turns = _Turns({name: _epoch(name, problem) for name in names if name != FASTAE}, tolerance, budget)
     with no_garbage_collection():
         copy.deepcopy(problem.model).fit(
-            problem.x, epochs=WARM_UP + effort.rounds, batch_size=problem.size.batch, validation_split=0.0, seed=SEED,
+            problem.x, epochs=WARM_UP + budget.rounds, batch_size=problem.size.batch, validation_split=0.0, seed=SEED,
             precision=problem.precision, progress=False, callbacks=[turns],
         )  # fmt: skip
     return turns.times
 
 
 class _Turns(Callback):
-    def __init__(self, epochs: dict[str, Callable[[], float]], tolerance: float, effort: Effort) -> None:
-        self.epochs, self.tolerance, self.effort = epochs, tolerance, effort
-        self.took: dict[str, list[float]] = {name: [] for name in (OURS, *epochs)}
+    def __init__(self, epochs: dict[str, Callable[[], float]], tolerance: float, budget: Budget) -> None:
+        self.epochs, self.tolerance, self.budget = epochs, tolerance, budget
+        self.took: dict[str, list[float]] = {name: [] for name in (FASTAE, *epochs)}
         self.times = Times({"wall": self.took})
         self.started = 0.0
 
@@ -46,11 +46,11 @@ class _Turns(Callback):
         if run.history.epochs <= WARM_UP:
             self._compare(run.history.loss[0])
         else:
-            self.took[OURS].append(seconds)
+            self.took[FASTAE].append(seconds)
             for name, epoch in self.epochs.items():
                 self.took[name].append(wall(epoch, 1))
         spent = time.perf_counter() - self.began
-        if len(self.took[OURS]) >= self.effort.fewest and spent > self.effort.budget_s:
+        if len(self.took[FASTAE]) >= self.budget.fewest and spent > self.budget.limit_s:
             run.stop("time")
         if run.history.epochs <= WARM_UP:
             self.began = time.perf_counter()  # compiling is not measuring
@@ -61,7 +61,7 @@ class _Turns(Callback):
             try:
                 loss = epoch()
             except Exception as error:
-                if name not in OPTIONAL_SIDES:
+                if name not in OPTIONAL_VARIANTS:
                     raise
                 self.times.missing[name] = why_missing(error)
             else:
@@ -72,7 +72,7 @@ class _Turns(Callback):
             del self.epochs[name], self.took[name]
 
 
-def _epoch(name: str, problem: Problem) -> Callable[[], float]:
+def _epoch(name: str, problem: TrainingProblem) -> Callable[[], float]:
     """One pass over the data, from where the last one left the weights; its mean loss."""
     model = PlainAutoencoder(problem.model)
     if name == "idiom":

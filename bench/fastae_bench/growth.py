@@ -7,25 +7,25 @@ from collections.abc import Iterator
 import torch
 
 from fastae_bench.clocks import clocks
-from fastae_bench.growth_points import AXES, SIDES, prepare, spaced
+from fastae_bench.growth_points import AXES, VARIANTS, prepare, spaced
 from fastae_bench.memory import peaks_mib
 from fastae_bench.results import Curve
-from fastae_bench.rounds import Effort, take_turns
-from fastae_bench.sides import Side
+from fastae_bench.rounds import Budget, take_turns
+from fastae_bench.variants import Variant
 
 
-def measure_growth(device: torch.device, effort: Effort) -> Iterator[Curve]:
-    """Every side along every axis; at each point the sides take turns."""
+def measure_growth(device: torch.device, budget: Budget) -> Iterator[Curve]:
+    """Every variant along every axis; at each point the variants take turns."""
     clock = next(iter(clocks(device).values()))
-    axes = {axis: (what, spaced(points, effort.points)) for axis, (what, points) in AXES.items()}
+    axes = {axis: (what, spaced(points, budget.points)) for axis, (what, points) in AXES.items()}
     every = [point for _, points in axes.values() for point in points]
-    memory = {name: peaks_mib(name, every, device) for name in SIDES}
+    memory = {name: peaks_mib(name, every, device) for name in VARIANTS}
     for axis, (what, points) in axes.items():
-        took: dict[str, list[list[float]]] = {name: [] for name in SIDES}
+        took: dict[str, list[list[float]]] = {name: [] for name in VARIANTS}
         for point in points:
-            sides = [Side(name, prepare(name, point, device)()) for name in SIDES]
-            for name, seconds in take_turns(sides, clock, effort).items():
+            variants = [Variant(name, prepare(name, point, device)()) for name in VARIANTS]
+            for name, seconds in take_turns(variants, clock, budget).items():
                 took[name].append(seconds)
-        for name in SIDES:
+        for name in VARIANTS:
             peaks = [peak for peak, point in zip(memory[name], every, strict=False) if point.axis == axis]
             yield Curve(axis, what, name, [point.x for point in points], took[name], peaks)

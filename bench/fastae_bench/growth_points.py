@@ -8,12 +8,12 @@ from typing import NamedTuple
 
 import torch
 
-from fastae_bench.plain import PlainAutoencoder
-from fastae_bench.sides import OURS
+from fastae.analysis.plain import PlainAutoencoder
 from fastae_bench.sizes import Size
-from fastae_bench.training_sides import Problem, side, tuned_step
+from fastae_bench.training_variants import TrainingProblem, tuned_step, variant
+from fastae_bench.variants import FASTAE
 
-SIDES = (OURS, "tuned")
+VARIANTS = (FASTAE, "tuned")
 MNIST = [784, 256, 128]
 
 
@@ -58,16 +58,18 @@ def spaced(points: list[Point], count: int) -> list[Point]:
 
 
 def prepare(name: str, point: Point, device: torch.device) -> Callable[[], Callable[[], object]]:
-    """What makes the work of a side, with the data and the initial weights made already."""
-    problem = Problem(Size(point.axis, tuple(point.features), point.batch), "float32", device, point.rows or None)
+    """A function that makes the work of a variant, with the data and the initial weights made already."""
+    problem = TrainingProblem(
+        Size(point.axis, tuple(point.features), point.batch), "float32", device, point.rows or None
+    )
     if not point.rows:
-        return lambda: side(name, problem).run
+        return lambda: variant(name, problem).run
     return lambda: _epoch(name, problem)
 
 
-def _epoch(name: str, problem: Problem) -> Callable[[], object]:
+def _epoch(name: str, problem: TrainingProblem) -> Callable[[], object]:
     """A whole call of `fit` for one epoch, or one pass of a loop."""
-    if name == OURS:
+    if name == FASTAE:
         model, batch = copy.deepcopy(problem.model), problem.size.batch
         return lambda: model.fit(problem.x, epochs=1, batch_size=batch, validation_split=0.0, progress=False)
     step, batches = tuned_step(problem, PlainAutoencoder(problem.model), None), problem.batches()

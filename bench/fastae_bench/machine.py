@@ -1,4 +1,4 @@
-"""What a report begins with: the machine, the versions, the commit, how it was called."""
+"""Header of a report: the machine, the versions, the commit, how it was called."""
 
 from __future__ import annotations
 

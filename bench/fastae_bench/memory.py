@@ -18,15 +18,15 @@ from fastae_bench.growth_points import Point, prepare
 STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
-def peaks_mib(side: str, points: Sequence[Point], device: torch.device) -> list[float]:
+def peaks_mib(variant: str, points: Sequence[Point], device: torch.device) -> list[float]:
     """Of each point, beyond what its data and initial weights take; [] where the system does not tell (Linux does)."""
     if device.type != "cpu":
-        return [_cuda_peak_mib(prepare(side, point, device)) for point in points]
+        return [_cuda_peak_mib(prepare(variant, point, device)) for point in points]
     if not (STATUS.exists() and os.access(CLEAR, os.W_OK)):
         return []
     # Blocks of 64 KiB and more go back to the system when they are freed: what one point leaves is not in the next.
     own = os.environ | {"MALLOC_MMAP_THRESHOLD_": "65536", "MALLOC_TRIM_THRESHOLD_": "65536"}
-    arguments = [sys.executable, "-m", "fastae_bench.memory", side, json.dumps([list(point) for point in points])]
+    arguments = [sys.executable, "-m", "fastae_bench.memory", variant, json.dumps([list(point) for point in points])]
     done = subprocess.run(arguments, capture_output=True, text=True, check=False, env=own)
     if done.returncode:
         raise RuntimeError("measuring memory failed: " + (done.stderr.strip().splitlines() or ["no message"])[-1])
@@ -62,13 +62,13 @@ def _status_kib(name: str) -> int:
 
 
 def main() -> None:
-    side, points = (
+    variant, points = (
         sys.argv[1],
         [Point(axis, features, batch, rows) for axis, features, batch, rows in json.loads(sys.argv[2])],
     )
     device = torch.device("cpu")
-    _peak_mib(prepare(side, points[0], device))  # libraries make their own memory at their first use
-    print(json.dumps([_peak_mib(prepare(side, point, device)) for point in points]))
+    _peak_mib(prepare(variant, points[0], device))  # libraries make their own memory at their first use
+    print(json.dumps([_peak_mib(prepare(variant, point, device)) for point in points]))
 
 
 if __name__ == "__main__":

@@ -37,19 +37,19 @@ def _png(figure: Any) -> bytes:
 
 def _ratio_bars(measured: Sequence[Measured], results: Results) -> Any:
     """A panel for each precision; in it a group of bars for each case, the first case on top."""
-    sides = [s for s in ("idiom", "tuned", "compiled") if any(s in m.ratios for m in measured)]
-    sides += [s for s in dict.fromkeys(s for m in measured for s in m.ratios) if s not in sides]
+    variants = [s for s in ("idiom", "tuned", "compiled") if any(s in m.ratios for m in measured)]
+    variants += [s for s in dict.fromkeys(s for m in measured for s in m.ratios) if s not in variants]
     kinds = len({m.what for m in measured}) > 1
     names = list(dict.fromkeys(_name(m, kinds) for m in measured))
     precisions = list(dict.fromkeys(m.precision for m in measured))
-    step = len(sides) + 1.2
+    step = len(variants) + 1.2
     figure = new_figure(2.6 + 4.4 * len(precisions), 1.5 + BAR_INCHES * step * len(names))
     panels = figure.subplots(1, len(precisions), squeeze=False, sharey=True)[0]
     for axes, precision in zip(panels, precisions, strict=True):
         here = {names.index(_name(m, kinds)): m.ratios for m in measured if m.precision == precision}
-        for i, side in enumerate(sides):
-            shown = {row * step + i: ratios[side] for row, ratios in here.items() if side in ratios}
-            _bars(axes, shown, COLOURS.get(side, OTHER_COLOUR), f"{side}'s time / fastae's")
+        for i, variant in enumerate(variants):
+            shown = {row * step + i: ratios[variant] for row, ratios in here.items() if variant in ratios}
+            _bars(axes, shown, COLOURS.get(variant, OTHER_COLOUR), f"{variant}'s time / fastae's")
         most = max(r.high for ratios in here.values() for r in ratios.values())
         axes.set_xlim(0, max(1.25, most * 1.12))
         axes.axvline(1.0, color="black", linewidth=1.2, zorder=3)
@@ -58,9 +58,9 @@ def _ratio_bars(measured: Sequence[Measured], results: Results) -> Any:
         axes.tick_params(labelsize=7.5)
         axes.grid(axis="x", alpha=0.3)
         axes.set_axisbelow(True)
-    panels[0].set_yticks([row * step + (len(sides) - 1) / 2 for row in range(len(names))], names)
+    panels[0].set_yticks([row * step + (len(variants) - 1) / 2 for row in range(len(names))], names)
     panels[0].set_ylim(step * len(names) - 1.2, -1.2)
-    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncol=len(sides), fontsize=8)
+    figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncol=len(variants), fontsize=8)
     figure.suptitle(f"{_title(measured[0])}: {results.machine['machine'].split(', ')[0]}, "
                     f"{results.machine['versions'].split(', ')[2]}", fontsize=9)  # fmt: skip
     return figure
@@ -87,7 +87,7 @@ def _title(m: Measured) -> str:
 
 
 def _roofline(results: Results) -> Any:
-    """Rates of fastae and of the best PyTorch side over FLOPs per byte, below the measured roofs."""
+    """Rates of fastae and of the best PyTorch variant over FLOPs per byte, below the measured peaks."""
     figure = new_figure(8.0, 5.0)
     axes = figure.subplots()
     shown = [m for m in results.measured if m.flops and m.moved]
@@ -99,15 +99,15 @@ def _roofline(results: Results) -> Any:
         knee = peak / results.bytes_per_s
         x = [low, *([knee] if low < knee < high else []), high]
         y = [min(peak, value * results.bytes_per_s) / 1e9 for value in x]
-        axes.plot(x, y, line, color="black", linewidth=1.2, label=f"measured roof, {precision}")
+        axes.plot(x, y, line, color="black", linewidth=1.2, label=f"measured peak, {precision}")
     for precision, (_, marker) in styles.items():
         cases = [m for m in shown if m.precision == precision]
-        for side in ("tuned", "fastae"):
-            have = [m for m in cases if side in m.took and m.flops]
-            rates = [m.flops / m.side_seconds(side) / 1e9 for m in have if m.flops]
+        for variant in ("tuned", "fastae"):
+            have = [m for m in cases if variant in m.took and m.flops]
+            rates = [m.flops / m.variant_seconds(variant) / 1e9 for m in have if m.flops]
             if rates:
-                axes.scatter([intensity[m.key] for m in have], rates, s=26, marker=marker, color=COLOURS[side],
-                             alpha=0.75, linewidths=0, label=f"{side}, {precision}")  # fmt: skip
+                axes.scatter([intensity[m.key] for m in have], rates, s=26, marker=marker, color=COLOURS[variant],
+                             alpha=0.75, linewidths=0, label=f"{variant}, {precision}")  # fmt: skip
     axes.set(xscale="log", yscale="log", xlabel="FLOPs per byte (a model: each tensor moved once)",
              ylabel="GFLOP/s, measured")  # fmt: skip
     axes.grid(alpha=0.3, which="both")

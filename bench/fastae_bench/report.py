@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 
-from fastae_bench.results import CAREFUL, Measured, Results
-from fastae_bench.sides import FLOOR, OURS
+from fastae_bench.results import STRONG_BASELINES, Measured, Results
 from fastae_bench.spread import Spread, spread
+from fastae_bench.variants import FASTAE, MATMUL_ONLY
 
 TITLES = {
     "op": "Ops",
@@ -16,12 +16,12 @@ TITLES = {
     "encode": "`encode`",
     "startup": "Start-up",
 }
-SIDE_ORDER = ("idiom", *CAREFUL)
+VARIANT_ORDER = ("idiom", *STRONG_BASELINES)
 MOST_BEHIND = 4  # cases of a kind that the head names; the tables have all in bold
 
 READING = """\
 A ratio is their time over ours: the median of the rounds' ratios, with their 10 and 90 % quantiles. Above 1 fastae is
-faster; **bold** is slower than careful PyTorch. The sides take turns within a process, and what they compute is
+faster; **bold** is slower than well-tuned PyTorch. The variants take turns within a process, and what they compute is
 compared first: where it differs there is no ratio.
 
 - *idiom*: a DataLoader, `Adam()`, `loss.item()`; `relu(linear(x))`, `((y - x) ** 2).mean()`.
@@ -57,8 +57,8 @@ def head(results: Results) -> str:
     """The machine, and what stands out, the worst row among it."""
     lines = [f"- {name}: {value}" for name, value in results.machine.items() if name not in ("device", "command")]
     lines.append(f"- command: `{results.machine['command']}`, {results.seconds:.0f} s")
-    roof = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {precision}" for precision, rate in results.flops_per_s.items())
-    lines.append(f"- measured roof: products {roof}; copy {results.bytes_per_s / 1e9:.1f} GB/s")
+    peak = ", ".join(f"{rate / 1e9:.0f} GFLOP/s {precision}" for precision, rate in results.flops_per_s.items())
+    lines.append(f"- measured peak: products {peak}; copy {results.bytes_per_s / 1e9:.1f} GB/s")
     return "\n".join(lines) + "\n\n" + summary(results)
 
 
@@ -68,16 +68,16 @@ def summary(results: Results) -> str:
     lines = []
     if ranked:
         behind = [m for (ratio, _), m in ranked if ratio < 1]
-        (worst, side), m = min(ranked, key=lambda entry: entry[0])
+        (worst, variant), m = min(ranked, key=lambda entry: entry[0])
         lines.append(
             f"Against the better of tuned and compiled PyTorch, fastae is faster in {len(ranked) - len(behind)} of "
-            f"{len(ranked)} cases. The worst: **{worst:.2f}** against {side} in {m.key}."
+            f"{len(ranked)} cases. The worst: **{worst:.2f}** against {variant} in {m.key}."
         )
         if behind:
             lines.append("Slower than PyTorch:\n\n" + "\n".join(_behind(ranked)))
-    lines += [f"REFUSED, {key}: {side} computes something else: {why}." for key, side, why in results.refused]
-    missing = sorted({(side, why) for m in results.measured for side, why in m.missing.items()})
-    lines += [f"Not measured: {side}: {why}." for side, why in missing]
+    lines += [f"REFUSED, {key}: {variant} computes something else: {why}." for key, variant, why in results.refused]
+    missing = sorted({(variant, why) for m in results.measured for variant, why in m.missing.items()})
+    lines += [f"Not measured: {variant}: {why}." for variant, why in missing]
     return "\n\n".join(lines)
 
 
@@ -86,9 +86,9 @@ def _behind(ranked: Sequence[tuple[tuple[float, str], Measured]]) -> list[str]:
     lines = []
     for what in dict.fromkeys(m.what for _, m in ranked):
         cases = sorted(((best, m) for best, m in ranked if m.what == what), key=lambda entry: entry[0])
-        behind = [(ratio, side, m) for (ratio, side), m in cases if ratio < 1]
+        behind = [(ratio, variant, m) for (ratio, variant), m in cases if ratio < 1]
         if behind:
-            shown = ", ".join(f"{ratio:.2f} ({side}) at {_place(m)}" for ratio, side, m in behind[:MOST_BEHIND])
+            shown = ", ".join(f"{ratio:.2f} ({variant}) at {_place(m)}" for ratio, variant, m in behind[:MOST_BEHIND])
             more = f" and {len(behind) - MOST_BEHIND} more" if len(behind) > MOST_BEHIND else ""
             lines.append(f"- {what}, {len(behind)} of {len(cases)}: {shown}{more}")
     return lines
@@ -100,32 +100,34 @@ def _place(m: Measured) -> str:
 
 def table(measured: Sequence[Measured], results: Results) -> str:
     """One row for each case of a level."""
-    sides = [side for side in SIDE_ORDER if any(side in m.took or side in m.refused for m in measured)]
+    variants = [
+        variant for variant in VARIANT_ORDER if any(variant in m.took or variant in m.refused for m in measured)
+    ]
     kinds = len({m.what for m in measured}) > 1
-    has_rows, has_products = any(m.rows > 1 for m in measured), any(FLOOR in m.took for m in measured)
-    has_work = any(m.moved for m in measured)
+    has_rows, has_products = any(m.rows > 1 for m in measured), any(MATMUL_ONLY in m.took for m in measured)
+    has_cost = any(m.moved for m in measured)
     header = ["what"] * kinds + [
         "network",
         "rows" if measured[0].level in ("score", "encode") else "batch",
         "precision",
     ]
     header += (
-        ["fastae"] + ["rows/s"] * has_rows + sides + ["products"] * has_products + ["FLOP/s", "bytes/s"] * has_work
+        ["fastae"] + ["rows/s"] * has_rows + variants + ["products"] * has_products + ["FLOP/s", "bytes/s"] * has_cost
     )
     lines = []
     for m in measured:
         cells = [m.what] * kinds + [f"{m.network} {m.label}", f"{m.batch:,}", m.precision, duration(m.ours)]
-        cells += [f"{m.rows / m.ours.median:,.0f}"] * has_rows + [ratio_cell(m, side) for side in sides]
+        cells += [f"{m.rows / m.ours.median:,.0f}"] * has_rows + [ratio_cell(m, variant) for variant in variants]
         cells += [percent(m.products)] * has_products + [
-            percent(results.roof_share(m)),
+            percent(results.peak_share(m)),
             percent(results.copy_share(m)),
-        ] * has_work
+        ] * has_cost
         lines.append(cells)
     return _markdown_table(header, lines)
 
 
 def _markdown_table(header: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    rule = ["---" if name in ("what", "network", "precision", "axis", "side") else "---:" for name in header]
+    rule = ["---" if name in ("what", "network", "precision", "axis", "variant") else "---:" for name in header]
     return "\n".join("| " + " | ".join(cells) + " |" for cells in (header, rule, *rows))
 
 
@@ -138,14 +140,14 @@ def duration(seconds: Spread) -> str:
     return f"{median} {unit} ({low}-{high})"
 
 
-def ratio_cell(m: Measured, side: str) -> str:
-    if side in m.refused:
+def ratio_cell(m: Measured, variant: str) -> str:
+    if variant in m.refused:
         return "refused"
-    if side not in m.ratios:
+    if variant not in m.ratios:
         return "-"
-    low, median, high = m.ratios[side]
+    low, median, high = m.ratios[variant]
     text = f"{median:.2f} ({low:.2f}-{high:.2f})"
-    return f"**{text}**" if median < 1 and side in CAREFUL else text
+    return f"**{text}**" if median < 1 and variant in STRONG_BASELINES else text
 
 
 def percent(share: float | None) -> str:
@@ -153,14 +155,14 @@ def percent(share: float | None) -> str:
 
 
 def _clocks(measured: Sequence[Measured]) -> list[str]:
-    """The clocks beyond the first, which only a GPU has: medians of every side."""
+    """The clocks beyond the first, which only a GPU has: medians of every variant."""
     rows = [
-        [m.key, clock, side, f"{duration_of(seconds)}"]
+        [m.key, clock, variant, f"{duration_of(seconds)}"]
         for m in measured
-        for clock, sides in list(m.seconds.items())[1:]
-        for side, seconds in sides.items()
+        for clock, variants in list(m.seconds.items())[1:]
+        for variant, seconds in variants.items()
     ]
-    return [_markdown_table(["what", "clock", "side", "time"], rows)] if rows else []
+    return [_markdown_table(["what", "clock", "variant", "time"], rows)] if rows else []
 
 
 def duration_of(seconds: list[float]) -> str:
@@ -174,7 +176,7 @@ def growth_table(results: Results) -> str:
          _ends(c.peak_mib, 1, " MiB")]
         for c in results.curves
     ]  # fmt: skip
-    header = ["axis", "what", "side", "from", "time exponent", "memory exponent", "time", "peak memory"]
+    header = ["axis", "what", "variant", "from", "time exponent", "memory exponent", "time", "peak memory"]
     note = (
         "y = c x^exponent, fitted to all points by least squares of the logarithms; ± is the standard error. "
         "Depth counts layers. Peak memory is beyond the data and the initial weights."
@@ -188,8 +190,8 @@ def _ends(values: Sequence[float], factor: float, unit: str) -> str:
 
 def line(m: Measured) -> str:
     """A case in one line of a terminal."""
-    name = m.key if m.what == OURS else f"{m.what:<28}{m.label:<16}{m.batch:>6}  {m.precision:<9}"
-    ratios = "".join(f"  {side} {ratio.median:5.2f}" for side, ratio in m.ratios.items())
+    name = m.key if m.what == FASTAE else f"{m.what:<28}{m.label:<16}{m.batch:>6}  {m.precision:<9}"
+    ratios = "".join(f"  {variant} {ratio.median:5.2f}" for variant, ratio in m.ratios.items())
     products = "" if m.products is None else f"  products {m.products:4.0%}"
-    refused = "".join(f"  {side} REFUSED ({why})" for side, why in m.refused.items())
+    refused = "".join(f"  {variant} REFUSED ({why})" for variant, why in m.refused.items())
     return f"{name}{duration(m.ours):>26}{ratios}{products}{refused}"

@@ -1,4 +1,4 @@
-"""What was measured, and the figures that follow from it; as JSON and back."""
+"""Measurements and the figures that follow from them; as JSON and back."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from fastae_bench.cases import Case
+from fastae_bench.cases import BenchCase
 from fastae_bench.rounds import Times
-from fastae_bench.sides import FLOOR, OURS
 from fastae_bench.spread import Spread, growth, ratio, spread
+from fastae_bench.variants import FASTAE, MATMUL_ONLY
 
 FORMAT = 1  # of the JSON file
-CAREFUL = ("tuned", "compiled", "reduce-overhead", "max-autotune", "graphed")  # sides that someone who cares has
+# Well-tuned PyTorch baselines
+STRONG_BASELINES = ("tuned", "compiled", "reduce-overhead", "max-autotune", "graphed")
 
 
 @dataclass(frozen=True)
@@ -31,28 +32,28 @@ class Measured:
     rows: int  # that one call takes through the network
     flops: int | None
     moved: int | None  # bytes
-    seconds: dict[str, dict[str, list[float]]]  # clock -> side -> rounds
+    seconds: dict[str, dict[str, list[float]]]  # clock -> variant -> rounds
     refused: dict[str, str]
     missing: dict[str, str]
 
     @classmethod
-    def of(cls, case: Case, times: Times) -> Measured:
-        size, work = case.size, case.work
+    def of(cls, case: BenchCase, times: Times) -> Measured:
+        size, cost = case.size, case.cost
         return cls(
             case.level, case.what, size.network, list(size.features), size.batch, case.precision, case.key, case.rows,
-            work and work.flops, work and work.moved, times.seconds, times.refused, times.missing,
+            cost and cost.flops, cost and cost.moved, times.seconds, times.refused, times.missing,
         )  # fmt: skip
 
     def add(self, times: Times) -> None:
-        """The rounds of a later sitting; a side without them has no figures any more."""
+        """The rounds of a later sitting; a variant without them has no figures any more."""
         self.refused.update(times.refused)
         self.missing.update(times.missing)
-        for clock, sides in self.seconds.items():
-            for side in list(sides):
-                if side in times.seconds[clock]:
-                    sides[side] += times.seconds[clock][side]
+        for clock, variants in self.seconds.items():
+            for variant in list(variants):
+                if variant in times.seconds[clock]:
+                    variants[variant] += times.seconds[clock][variant]
                 else:
-                    del sides[side]
+                    del variants[variant]
 
     @property
     def label(self) -> str:
@@ -66,32 +67,32 @@ class Measured:
     @property
     def ours(self) -> Spread:
         """Seconds per call."""
-        return spread(self.took[OURS])
+        return spread(self.took[FASTAE])
 
     @property
     def ratios(self) -> dict[str, Spread]:
-        """Their time over ours, by side; none for a side whose results differ from ours."""
+        """Their time over ours, by variant; none for a variant whose results differ from ours."""
         return {
-            name: ratio(times, self.took[OURS])
+            name: ratio(times, self.took[FASTAE])
             for name, times in self.took.items()
-            if name not in (OURS, FLOOR) and name not in self.refused
+            if name not in (FASTAE, MATMUL_ONLY) and name not in self.refused
         }
 
     @property
     def against_best(self) -> tuple[float, str] | None:
-        """(ratio, side) of the best that PyTorch can do here; the idiom counts only where it is all there is."""
+        """(ratio, variant) of the best that PyTorch can do here; the idiom counts only where it is all there is."""
         ratios = self.ratios
-        best = [(ratios[name].median, name) for name in CAREFUL if name in ratios]
+        best = [(ratios[name].median, name) for name in STRONG_BASELINES if name in ratios]
         return min(best, default=None)
 
     @property
     def products(self) -> float | None:
         """The share of our time that the bare matrix products take."""
-        return ratio(self.took[FLOOR], self.took[OURS]).median if FLOOR in self.took else None
+        return ratio(self.took[MATMUL_ONLY], self.took[FASTAE]).median if MATMUL_ONLY in self.took else None
 
-    def side_seconds(self, side: str) -> float:
-        """The median of a side, per call."""
-        return spread(self.took[side]).median
+    def variant_seconds(self, variant: str) -> float:
+        """The median of a variant, per call."""
+        return spread(self.took[variant]).median
 
     @property
     def flops_per_s(self) -> float | None:
@@ -100,11 +101,11 @@ class Measured:
 
 @dataclass(frozen=True)
 class Curve:
-    """Seconds per call and peak MiB of a side along an axis; `peak_mib` is empty where it cannot be measured."""
+    """Seconds per call and peak MiB of a variant along an axis; `peak_mib` is empty where it cannot be measured."""
 
     axis: str
     what: str
-    side: str
+    side: str  # the variant's name; the key of reports on disk
     x: list[int]
     seconds: list[list[float]]  # rounds of every point
     peak_mib: list[float]
@@ -130,7 +131,7 @@ class Results:
 
     machine: dict[str, str]
     options: dict[str, Any]
-    flops_per_s: dict[str, float]  # the roof, by precision
+    flops_per_s: dict[str, float]  # the peak, by precision
     bytes_per_s: float
     measured: list[Measured] = field(default_factory=list)
     curves: list[Curve] = field(default_factory=list)
@@ -138,13 +139,13 @@ class Results:
 
     @property
     def refused(self) -> list[tuple[str, str, str]]:
-        """(case, side, how its results differ)."""
-        return [(m.key, side, why) for m in self.measured for side, why in m.refused.items()]
+        """(case, variant, how its results differ)."""
+        return [(m.key, variant, why) for m in self.measured for variant, why in m.refused.items()]
 
-    def roof_share(self, m: Measured) -> float | None:
+    def peak_share(self, m: Measured) -> float | None:
         """The share of the machine's own rate of products at this precision."""
-        rate, roof = m.flops_per_s, self.flops_per_s.get(m.precision)
-        return rate / roof if rate and roof else None
+        rate, peak = m.flops_per_s, self.flops_per_s.get(m.precision)
+        return rate / peak if rate and peak else None
 
     def copy_share(self, m: Measured) -> float | None:
         """The bytes that have to be moved, per second, as a share of the copy's; above 1 where caches serve them."""

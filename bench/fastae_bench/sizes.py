@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from itertools import pairwise
 
-PRECISIONS = ("float32", "bfloat16")
+BENCH_PRECISIONS = ("float32", "bfloat16")
 
 
 @dataclass(frozen=True)

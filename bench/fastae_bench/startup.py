@@ -14,13 +14,13 @@ import fastae_kernels
 import torch
 
 import fastae
+from fastae.analysis.plain import PlainAutoencoder
 from fastae.models.dense import DenseAutoencoder
-from fastae_bench.plain import PlainAutoencoder
-from fastae_bench.rounds import OPTIONAL_SIDES, Effort, Times
-from fastae_bench.sides import OURS, difference
+from fastae_bench.rounds import OPTIONAL_VARIANTS, Budget, Times
 from fastae_bench.sizes import Size
+from fastae_bench.variants import FASTAE, difference
 
-CPU_SIDES = CUDA_SIDES = (OURS, "tuned", "compiled")
+CPU_VARIANTS = CUDA_VARIANTS = (FASTAE, "tuned", "compiled")
 
 _BEGIN = """
 import json, sys, time, torch
@@ -48,11 +48,11 @@ _END = """
 print(json.dumps([time.perf_counter() - started, result]))
 """
 
-# what -> side -> program
+# what -> variant -> program
 PROGRAMS = {
-    "import": {OURS: "import fastae\nresult = 0.0"},
+    "import": {FASTAE: "import fastae\nresult = 0.0"},
     "first step": {
-        OURS: """
+        FASTAE: """
 import fastae
 model = fastae.DenseAutoencoder(features)
 step = fastae.TrainStep(model, torch.optim.Adam(model.parameters(), fused=True), batch)
@@ -62,7 +62,7 @@ result = step(x).item()
         "compiled": _PLAIN + "loss_of = torch.compile(lambda x: nn.functional.mse_loss(model(x), x))" + _STEP,
     },
     "load": {
-        OURS: "import fastae\nresult = fastae.load(folder + '/fastae').encode(x).double().sum().item()",
+        FASTAE: "import fastae\nresult = fastae.load(folder + '/fastae').encode(x).double().sum().item()",
         "tuned": _PLAIN
         + """
 model.load_state_dict(torch.load(folder + '/plain.pt', weights_only=True))
@@ -73,30 +73,30 @@ with torch.inference_mode():
 }
 
 
-def measure_startup(what: str, names: Sequence[str], size: Size, tolerance: float, effort: Effort) -> Times:
+def measure_startup(what: str, names: Sequence[str], size: Size, tolerance: float, budget: Budget) -> Times:
     """Seconds of each program in each round; what it computes is compared in all rounds."""
     programs = {name: PROGRAMS[what][name] for name in names if name in PROGRAMS[what]}
-    if not effort.compile_cold:
+    if not budget.compile_cold:
         programs.pop("compiled", None)
     times = Times({"wall": {name: [] for name in programs}})
     for package in (fastae, fastae_kernels):  # as pip does when it installs one; what lies in a cache is left alone
         compileall.compile_dir(package.__path__[0], quiet=2)
     with tempfile.TemporaryDirectory() as folder:
         _save(size, folder)
-        for index in range(min(effort.rounds, effort.processes)):
+        for index in range(min(budget.rounds, budget.processes)):
             results = {}
             for name in list(programs):
                 try:
                     seconds, results[name] = _run(programs[name], size, f"{folder}/cache{index}", folder)
                 except RuntimeError as error:
-                    if name not in OPTIONAL_SIDES:
+                    if name not in OPTIONAL_VARIANTS:
                         raise
                     times.missing[name] = str(error)
                     del programs[name], times.seconds["wall"][name]
                     continue
                 times.seconds["wall"][name].append(seconds)
-            ours = {"result": torch.tensor(results[OURS])}
-            for name in results.keys() - {OURS}:
+            ours = {"result": torch.tensor(results[FASTAE])}
+            for name in results.keys() - {FASTAE}:
                 if differs := difference(ours, {"result": torch.tensor(results[name])}, tolerance):
                     times.refused[name] = differs
                     del programs[name], times.seconds["wall"][name]

@@ -17,18 +17,18 @@ from typing import Any
 import torch
 from fastae_bench.machine import describe
 
-from peers.problem import PROBLEMS, Problem
+from peers.problem import PROBLEMS, PeerProblem
 from peers.report import Result, markdown
-from peers.sides import SIDES
+from peers.variants import VARIANTS
 
 HERE = Path(__file__).parent
-PAUSE_S = 0.3  # threads of the side that has just run spin on for up to 0.2 s before they sleep
+PAUSE_S = 0.3  # threads of the variant that has just run spin on for up to 0.2 s before they sleep
 
 
 class Child:
     """A library's process."""
 
-    def __init__(self, name: str, problem: Problem) -> None:
+    def __init__(self, name: str, problem: PeerProblem) -> None:
         self.name = name
         self.log = tempfile.TemporaryFile("w+")  # noqa: SIM115 - closed with the process
         quiet = {"TF_CPP_MIN_LOG_LEVEL": "3", "CUDA_VISIBLE_DEVICES": "", "KERAS_BACKEND": "tensorflow"}
@@ -60,7 +60,7 @@ class Child:
         self.log.close()
 
 
-def compare(problem: Problem, names: list[str], rounds: int) -> list[Result]:
+def compare(problem: PeerProblem, names: list[str], rounds: int) -> list[Result]:
     """Every library in turn, round by round, after a short round each that is not counted."""
     children: list[Child] = []
     try:
@@ -85,11 +85,11 @@ def compare(problem: Problem, names: list[str], rounds: int) -> list[Result]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--problems", default=",".join(PROBLEMS), help="of these, with commas between")
-    parser.add_argument("--sides", default=",".join(SIDES), help="of these; fastae is always there")
+    parser.add_argument("--variants", default=",".join(VARIANTS), help="of these; fastae is always there")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--out", type=Path, default=HERE.parent / "results")
     options = parser.parse_args()
-    chosen, names = _of(options.problems, PROBLEMS, parser), _of(options.sides, SIDES, parser)
+    chosen, names = _of(options.problems, PROBLEMS, parser), _of(options.variants, VARIANTS, parser)
     names = ["fastae", *(name for name in names if name != "fastae")]
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "peers.json"
@@ -101,9 +101,9 @@ def main() -> None:
     problems = {name: entry for name, entry in older.get("problems", {}).items() if name in PROBLEMS}
     for name in chosen:
         problem = PROBLEMS[name]
-        sides = [side for side in names if problem.precision in SIDES[side].precisions]
+        variants = [variant for variant in names if problem.precision in VARIANTS[variant].precisions]
         load = round(os.getloadavg()[0], 1)
-        results = compare(problem, sides, options.rounds)
+        results = compare(problem, variants, options.rounds)
         problems[name] = {
             **about,
             "load": load,

@@ -1,4 +1,4 @@
-"""One library in a process of its own: `child.py SIDE PROBLEM` answers commands, a line of JSON for a line of JSON."""
+"""One library in a process of its own: `child.py VARIANT PROBLEM` answers commands, one line of JSON each."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from peers.problem import Problem
-from peers.sides import SIDES, Side
+from peers.problem import PeerProblem
+from peers.variants import VARIANTS, Variant
 
 SCORINGS = 5
 
@@ -23,7 +23,7 @@ STATUS, CLEAR = Path("/proc/self/status"), Path("/proc/self/clear_refs")
 
 
 def baseline_mib() -> float:
-    """What is resident now; from here on the peak counts anew (man proc_pid_clear_refs)."""
+    """Resident MiB now; from here on the peak counts anew (man proc_pid_clear_refs)."""
     if not STATUS.exists():
         return peak_mib()
     CLEAR.write_text("5")
@@ -39,20 +39,20 @@ def _status_mib(name: str) -> float:
     return next(int(line.split()[1]) for line in STATUS.read_text().splitlines() if line.startswith(f"{name}:")) / 1024
 
 
-def round_of(side: Side, seed: int, epochs: int) -> dict[str, Any]:
+def round_of(variant: Variant, seed: int, epochs: int) -> dict[str, Any]:
     """Train from the seed's weights and score: the seconds of each, and what came out."""
-    side.prepare(seed, epochs)
+    variant.prepare(seed, epochs)
     started = time.perf_counter()
-    rows = side.fit()
+    rows = variant.fit()
     fit_s = time.perf_counter() - started
     score_s = []
     for _ in range(SCORINGS):
         started = time.perf_counter()
-        errors = side.score()
+        errors = variant.score()
         score_s.append(time.perf_counter() - started)
-    loss = float(np.square(side.reconstruct().astype(np.float64) - side.x).mean())
+    loss = float(np.square(variant.reconstruct().astype(np.float64) - variant.x).mean())
     return {
-        "rows": rows, "fit_s": fit_s, "scored": len(side.x), "score_s": float(np.median(score_s)), "loss": loss,
+        "rows": rows, "fit_s": fit_s, "scored": len(variant.x), "score_s": float(np.median(score_s)), "loss": loss,
         "mean_score": float(np.asarray(errors, dtype=np.float64).mean()), "peak_mib": peak_mib(),
     }  # fmt: skip
 
@@ -60,12 +60,12 @@ def round_of(side: Side, seed: int, epochs: int) -> dict[str, Any]:
 def main() -> None:
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # what libraries print is no answer
-    name, problem = sys.argv[1], Problem(**json.loads(sys.argv[2]))
-    problem = Problem(**{**asdict(problem), "features": tuple(problem.features)})
-    side = SIDES[name](problem, problem.data())
-    print(json.dumps({"versions": side.versions(), "baseline_mib": baseline_mib()}), file=answers)
+    name, problem = sys.argv[1], PeerProblem(**json.loads(sys.argv[2]))
+    problem = PeerProblem(**{**asdict(problem), "features": tuple(problem.features)})
+    variant = VARIANTS[name](problem, problem.data())
+    print(json.dumps({"versions": variant.versions(), "baseline_mib": baseline_mib()}), file=answers)
     for line in sys.stdin:
-        print(json.dumps(round_of(side, **json.loads(line))), file=answers)
+        print(json.dumps(round_of(variant, **json.loads(line))), file=answers)
 
 
 if __name__ == "__main__":

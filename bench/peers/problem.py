@@ -1,4 +1,4 @@
-"""What every library is given: the same rows, network, initial weights, batch, epochs and optimizer."""
+"""Training problem shared by all libraries: the same rows, network, initial weights, batch, epochs and optimizer."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ LR = 1e-3  # of Adam; betas 0.9 and 0.999, epsilon 1e-8, no weight decay
 
 
 @dataclass(frozen=True)
-class Problem:
+class PeerProblem:
     """An autoencoder of these widths and their mirror image, relu after every layer but the last."""
 
     name: str
@@ -47,7 +47,7 @@ class Problem:
 
 
 PROBLEMS = {
-    "mnist": Problem("mnist", (784, 256, 128), 256, 10, 5000),
-    "mnist-bf16": Problem("mnist-bf16", (784, 256, 128), 256, 10, 5000, "bfloat16"),
-    "tabular": Problem("tabular", (30, 64, 32), 1024, 10, 50_000),
+    "mnist": PeerProblem("mnist", (784, 256, 128), 256, 10, 5000),
+    "mnist-bf16": PeerProblem("mnist-bf16", (784, 256, 128), 256, 10, 5000, "bfloat16"),
+    "tabular": PeerProblem("tabular", (30, 64, 32), 1024, 10, 50_000),
 }

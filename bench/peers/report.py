@@ -6,8 +6,8 @@ import statistics
 from dataclasses import dataclass
 from typing import Any
 
-from peers.problem import Problem
-from peers.sides import SIDES
+from peers.problem import PeerProblem
+from peers.variants import VARIANTS
 
 # Relative difference of the final losses from fastae's, in the median over the rounds, above which no ratio is printed.
 # Initial weights, epochs and optimizer are the same; the order of the batches alone moves a loss by up to 4 %.
@@ -34,7 +34,7 @@ not their mean; Adam does not see a factor.
 class Result:
     """A library's rounds of a problem, as `child.py` answers them."""
 
-    side: str
+    side: str  # the variant's name; the key of reports on disk
     problem: str
     versions: dict[str, str]
     baseline_mib: float  # resident with the library imported and the rows loaded
@@ -92,7 +92,7 @@ def markdown(entries: dict[str, Any]) -> str:
 
 
 def _section(entry: dict[str, Any]) -> list[str]:
-    problem = Problem(**{**entry["problem"], "features": tuple(entry["problem"]["features"])})
+    problem = PeerProblem(**{**entry["problem"], "features": tuple(entry["problem"]["features"])})
     results = [Result(**result) for result in entry["results"]]
     ours = results[0]
     lines = [
@@ -107,7 +107,7 @@ def _section(entry: dict[str, Any]) -> list[str]:
     ]
     notes = []
     for result in results:
-        version = result.versions[SIDES[result.side].packages[0]]
+        version = result.versions[VARIANTS[result.side].packages[0]]
         cells = [f"{result.side} {version}", f"{statistics.median(result.training):,.0f}", NONE,
                  f"{statistics.median(result.scoring):,.0f}", NONE]  # fmt: skip
         why, why_score = refused(ours, result), refused_score(result)
@@ -117,8 +117,8 @@ def _section(entry: dict[str, Any]) -> list[str]:
             cells[4] = f"no ratio: {why_score}" if why_score else _spread(ours.scoring, result.scoring)
         added = result.peak_mib - result.baseline_mib
         lines.append(f"| {' | '.join(cells)} | {result.median('loss'):.5f} | {result.peak_mib:,.0f} | {added:,.0f} |")
-        if SIDES[result.side].differs:
-            notes.append(f"{result.side} differs: {SIDES[result.side].differs}.")
+        if VARIANTS[result.side].differs:
+            notes.append(f"{result.side} differs: {VARIANTS[result.side].differs}.")
     if "note" in entry:
         notes.append(entry["note"])
     versions = {name: version for result in results for name, version in result.versions.items()}

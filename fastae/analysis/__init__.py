@@ -1,1 +1,1 @@
-"""What is said about a training step: `explain` (modelled) and `profile` (measured)."""
+"""Analysis of a training step: `explain` (modelled) and `profile` (measured)."""

@@ -1,4 +1,4 @@
-"""What eager PyTorch and `torch.compile` launch in place of an op of the schedule; a model, for `fastae.explain`.
+"""Kernels that eager PyTorch and `torch.compile` launch for an op of the schedule; a model, for `fastae.explain`.
 
 Eager is F.linear, the activation, mse_loss and their backward passes in one dtype: over the reconstruction 11 passes.
 `torch.compile` joins what is elementwise around the loss, 9 passes, and leaves products to cuBLAS.

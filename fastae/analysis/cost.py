@@ -1,4 +1,4 @@
-"""What ops cost: the kernels that ATen runs, counted as they are called, and those of Triton, from their arguments."""
+"""Cost of ops: the kernels that ATen runs, counted as they are called, and those of Triton, from their arguments."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `explain` found, and its table."""
+"""Result of `explain`, and its table."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Explanation:
-    """What `explain` found; `str()` is a table, `to_dict()` the same as plain numbers and strings."""
+    """Result of `explain`; `str()` is a table, `to_dict()` the same as plain numbers and strings."""
 
     network: str
     batch_size: int

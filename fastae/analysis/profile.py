@@ -143,7 +143,7 @@ def _ranged(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
 
 
 class _Around:
-    """An implementation of the ops whose calls go through `around`, which is told their name and stage."""
+    """An implementation of the ops whose calls go through `around`, which takes their name and stage."""
 
     def __init__(self, ops: Ops, stage: str, around: Callable[[str], AbstractContextManager[Any]]) -> None:
         self.ops, self.stage, self.around = ops, stage, around

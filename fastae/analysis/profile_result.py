@@ -1,4 +1,4 @@
-"""What `profile` found, and its table."""
+"""Result of `profile`, and its table."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class Part:
 
 @dataclass(frozen=True)
 class Profile:
-    """What `profile` found, medians over the steps; `str()` is a table. The groups of `us` add up to `profiled_us`."""
+    """Result of `profile`, medians over the steps; `str()` is a table. The groups of `us` add up to `profiled_us`."""
 
     network: str
     batch_size: int

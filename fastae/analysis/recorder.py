@@ -38,7 +38,7 @@ class RecordingOps:
         return result
 
     def _kernel(self, name: str, args: Sequence[Any]) -> Any:
-        """What an op of the kernels returns and leaves `pending`, without launching it."""
+        """Return what an op of the kernels returns, and leave `pending` as it does, without launching it."""
         before, pending = len(self.ran.kernels), None
         if name in ("linear_wgrad", "linear_act_loss", "decoder_loss"):
             *args, pending = args

@@ -10,9 +10,10 @@ from pathlib import Path
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
 import fastae
+from fastae.analysis.plain import PlainAutoencoder
 from fastae.data.readers import read_array
 from fastae.data.writers import write_atomically
 from fastae.train.fit import split_rows
@@ -20,23 +21,6 @@ from fastae.train.plots import plot_reconstructions
 from fastae.train.run import Callback, Run
 
 BATCH_SIZE, LR, SEED, VALIDATION = 256, 1e-3, 0, 0.2
-
-
-class PlainAutoencoder(nn.Module):
-    """The same network from `torch.nn`, with the same initial weights."""
-
-    def __init__(self, like: fastae.DenseAutoencoder) -> None:
-        super().__init__()
-        self.layers = nn.ModuleList()
-        for source in (*like.encoder, *like.decoder):
-            assert isinstance(source, fastae.LinearAct)
-            layer = nn.Linear(source.in_features, source.out_features)
-            layer.load_state_dict(source.state_dict())
-            self.layers.append(layer)
-
-    def forward(self, x: Tensor) -> Tensor:
-        encode_in, encode_out, decode_in, decode_out = self.layers
-        return decode_out(F.relu(decode_in(encode_out(F.relu(encode_in(x))))))
 
 
 class PlainTwin(Callback):

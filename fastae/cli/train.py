@@ -61,7 +61,7 @@ def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **opt
 def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, options: dict[str, Any]) -> None:
     ranks = Ranks()
     set_up(options["backend"])
-    ranks.first(lambda: check_writable(out / "model.safetensors", force or restarts() > 0))
+    ranks.on_rank_0(lambda: check_writable(out / "model.safetensors", force or restarts() > 0))
     callbacks = _callbacks(options, force, ranks)
     quiet = quiet or ranks.rank > 0
     widths = numbers(options["features"], "--features")
@@ -110,7 +110,7 @@ def _callbacks(options: dict[str, Any], force: bool, ranks: Ranks) -> list[fasta
     if options["checkpoint"] is not None:
         checkpoint = fastae.Checkpoint(options["checkpoint"], resume=options["resume"] or restarts() > 0)
         if ranks.size > 1 and not checkpoint.resume:  # a restart before the first epoch ends must not find an older one
-            ranks.first(lambda: _start_over(checkpoint.path, force))
+            ranks.on_rank_0(lambda: _start_over(checkpoint.path, force))
         callbacks.append(checkpoint)
     elif options["resume"]:
         raise click.UsageError("--resume needs --checkpoint FOLDER")

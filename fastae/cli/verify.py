@@ -24,11 +24,12 @@ import click
 def verify(parts: tuple[str, ...], quick: bool, seed: int | None, target: str | None, only: str | None,
            device: str, show_all: bool, json_file: Path | None) -> int:  # fmt: skip
     """Prove the kernels right without a GPU: all four parts, or those named. Exit code 0 only if everything holds."""
-    from fastae.verify.command import Options, verify
-    from fastae.verify.findings import PARTS
+    from fastae.verify.command import VerifyOptions, verify
+    from fastae.verify.findings import VERIFY_PARTS
 
     seed = secrets.randbelow(2**31) if seed is None else seed
     targets = tuple(part.strip() for part in target.split(",")) if target else ()
-    every = PARTS if not targets or any(t.startswith("sm_") for t in targets) else PARTS[:2]  # only PTX is executed
-    chosen = tuple(part for part in PARTS if part in (parts or every))
-    return verify(Options(chosen, quick, seed, targets, only, device), json_file, show_all)
+    has_ptx = not targets or any(t.startswith("sm_") for t in targets)  # nothing else is executed
+    every = VERIFY_PARTS if has_ptx else VERIFY_PARTS[:2]
+    chosen = tuple(part for part in VERIFY_PARTS if part in (parts or every))
+    return verify(VerifyOptions(chosen, quick, seed, targets, only, device), json_file, show_all)

@@ -1,4 +1,4 @@
-"""What readers say of a file that cannot be read."""
+"""Error of the readers for a file that cannot be read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Files on their way out: put in place only when complete, so that a failure leaves the older file."""
+"""Atomic file writing: a file is put in place only when complete, so that a failure leaves the older file."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a model hands to its training step: stages from the input to the output, and the loss that ends them."""
+"""Program of a training step, which a model provides: stages from input to output, and the loss that ends them."""
 
 from __future__ import annotations
 

@@ -17,7 +17,7 @@ from fastae.engine.stages import NOTHING_BELOW, BoundStage, Gradients, Kept, Pla
 
 @dataclass
 class ForwardState:
-    """What the forward pass leaves for the backward pass."""
+    """Results of the forward pass that the backward pass needs."""
 
     loss: Tensor  # [], there once what is `pending` has been summed
     dp: Tensor  # the gradient that reaches the last stage, without the loss's scale

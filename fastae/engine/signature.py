@@ -21,12 +21,11 @@ _needs_grad, _dtype, _address, _stride = (
 
 
 class Signature:
-    """What a step depends on, as it was when the step was built.
+    """Snapshot of all that a step depends on, taken when the step was built.
 
     Of parameters: which ones there are and where, their memory, strides, dtype, `requires_grad` and hooks. Of modules:
-    class, children, hooks, attributes of the instance (a forward of its own), activation,
-    likelihood. Islands are called as they
-    are, so of the modules inside them only the parameters are looked at.
+    class, children, hooks, attributes of the instance (a forward of its own), activation, likelihood. Islands are
+    called as they are, so of the modules inside them only the parameters are looked at.
     """
 
     def __init__(self, model: nn.Module, program: Program) -> None:

@@ -35,7 +35,7 @@ class Place:
 
 @dataclass
 class Kept:
-    """What a stage's forward pass leaves for its backward pass."""
+    """Tensors that a stage's forward pass saves for its backward pass."""
 
     x: Tensor
     y: Tensor
@@ -68,7 +68,7 @@ class BoundStage(Protocol):
         self, kept: Kept, dp: Tensor, dx: Tensor | None, scale: Scale, below: Below | None, out: Tensor | None,
         pending: Pending,
     ) -> tuple[Tensor | None, Scale, Gradients]:  # fmt: skip
-        """The gradient for the stage `below` (None: nobody asks), the scale that it lacks, and those of parameters.
+        """The gradient for the stage `below` (None: not needed), the scale that it lacks, and those of parameters.
 
         dx: that gradient, if it is there already; `out`: its place.
         """

@@ -46,7 +46,7 @@ class StaticStep:
         rows: the most rows of a step.
         dtype: to compute in.
         chosen: the backend of every stage and why; by default what the dispatch chooses.
-        wrap: makes another implementation of a stage's ops, told its name: how `explain` and `profile` listen.
+        wrap: makes another implementation of a stage's ops from its name; `explain` and `profile` record by it.
     """
 
     def __init__(
@@ -183,7 +183,7 @@ class StaticStep:
 
 
 class Memory:
-    """What a step on `count` rows reads and writes; `full` is the memory whose first rows it shares.
+    """Buffers that a step on `count` rows reads and writes; `full` is the memory whose first rows it shares.
 
     recorded, found: the calls, and what they leave (gradients of the dense stages' parameters, loss), by whether there
     is a target that is not x.

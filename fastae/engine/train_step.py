@@ -81,7 +81,7 @@ class TrainStep:
         self.model: Any = model
         self.optimizer, self.steps = optimizer, 0
         self._precision, self._group, self._backend = precision, group, get_backend()
-        self._told = False
+        self._warned = False
         self._total = torch.zeros((), dtype=torch.float64)
         self._rows: int | Tensor = 0
         self._build()
@@ -103,8 +103,8 @@ class TrainStep:
         if before is not None:
             for p in before.trainable:
                 p.grad = None  # of one that is frozen now, or belongs to the model no more
-        if program.own_loss is not None and not self._told:
-            self._told = True
+        if program.own_loss is not None and not self._warned:
+            self._warned = True
             logger.warning("TrainStep calls the model's own loss through autograd: %s", program.own_loss)
         self.static, self._signature = static, Signature(self.model, program)
         self._total = self._total.to(static.device)
@@ -246,7 +246,7 @@ def _whole(name: str, value: object, least: int | None = None) -> int:
 
 
 def compute_dtype(model: nn.Module, precision: str | None) -> torch.dtype:
-    """What a step of the model computes in."""
+    """Dtype in which a step of the model computes."""
     own = next(model.parameters()).dtype
     if precision in (None, str(own).removeprefix("torch.")):
         return own

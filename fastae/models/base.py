@@ -1,4 +1,4 @@
-"""What every autoencoder of the family has: encode, decode, loss, score, fit, save, and the program of its step."""
+"""Base class of every autoencoder: encode, decode, loss, score, fit, save, and the program of its step."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What saving and loading share: the classes that have files, the modules of a description, numbers that are none."""
+"""Shared by saving and loading: the classes that have files, the modules of a description, checks for NaN and inf."""
 
 from __future__ import annotations
 

@@ -217,7 +217,7 @@ def _skeleton_of(kind: type[Autoencoder], config: dict[str, Any], count: int) ->
 
 
 def _unlike(shapes: dict[str, list[int]], entries: Iterable[_Entry]) -> Iterator[str]:
-    """What differs between the tensors that the config makes and those of the file."""
+    """Differences between the tensors that the config makes and those of the file."""
     found = {entry.name: entry.shape for entry in entries}
     for name, shape in shapes.items():
         if name not in found:

@@ -90,7 +90,7 @@ def _name_of(kind: type) -> str:
 
 
 def _twin(model: Any) -> Any:
-    """What the constructor makes of `config()`, on the meta device."""
+    """Model that the constructor makes from `config()`, on the meta device."""
     try:
         return skeleton(type(model), model.config())
     except (TypeError, ValueError, RuntimeError) as error:
@@ -140,7 +140,7 @@ def _sources(modules: dict[str, nn.Module]) -> dict[str, str]:
 
 
 def _contents(model: nn.Module) -> dict[str, Any]:
-    """What can hold numbers: the state_dict, buffers that are not in it, and None where one of them is None."""
+    """Tensors that hold numbers: the state_dict, buffers that are not in it, and None where one of them is None."""
     absent = {
         _join(name, key): None
         for name, module in model.named_modules(remove_duplicate=False)

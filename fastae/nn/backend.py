@@ -94,11 +94,16 @@ def leaves_losses_to_torch(x: Tensor) -> bool:
 
 
 def resolve(x: Tensor | DeviceSpec, width: int = 0, multiply_adds: int = 0, loss: bool = False) -> str:
-    """ "torch", "onednn" or "triton" for a call on `x`: a product of `multiply_adds`, each sum of `width` terms, and
-    whether the loss is taken of it.
+    """Choose the backend of a call on `x`: "torch", "onednn" or "triton".
 
     Under `torch.compile` it is the backend in force, "auto" included: each call of the compiled code decides, as a
     decision made here would hold for this number of rows alone.
+
+    Args:
+        x: the input, or its device and dtype.
+        width: terms of each sum of the product.
+        multiply_adds: of the product.
+        loss: whether the loss is taken of the product.
     """
     if torch.compiler.is_compiling():
         return _current
@@ -106,12 +111,12 @@ def resolve(x: Tensor | DeviceSpec, width: int = 0, multiply_adds: int = 0, loss
 
 
 def decide(x: Tensor | DeviceSpec, width: int, multiply_adds: int, loss: bool = False) -> tuple[str, str]:
-    """`resolve`, and why."""
+    """Choose the backend as `resolve` does; the reason as well."""
     if _current == "torch":
         return "torch", "the backend is set to torch"
     if _current == "auto":
         if x.device.type == "cpu":
-            reason = onednn.why_not(x.dtype, multiply_adds)
+            reason = onednn.unsupported_reason(x.dtype, multiply_adds)
             return ("torch", reason) if reason else ("onednn", onednn.WHY[x.dtype])
         if x.dtype not in AUTO_MAX_FEATURES:
             return "torch", NOT_HALF
@@ -164,6 +169,6 @@ def _why_not_triton(x: Tensor | DeviceSpec) -> str | None:
         return "Triton is not installed; pip install triton (Linux)"
     if isinstance(x, DeviceSpec):
         return None if x.device.type == "cuda" else f"Triton needs a GPU, not {x.device}"
-    from fastae_kernels.jit.launch import why_not
+    from fastae_kernels.jit.launch import unsupported_reason
 
-    return why_not(x)
+    return unsupported_reason(x)

@@ -33,7 +33,7 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
 
 
 def direct(op: Any, backend: str) -> Callable[..., Any]:
-    """What computes an op: the implementation itself where nobody listens to the dispatcher, which takes 6 us."""
+    """The callable for an op: its implementation where no dispatch mode is active; the dispatcher takes 6 us."""
     if backend == "triton" or torch.compiler.is_compiling() or torch._C._len_torch_dispatch_stack():
         return op
     return _IMPLEMENTATIONS.get(op, op)

@@ -1,4 +1,4 @@
-"""What a patched model is made of: classes that take the place of its own, and give way again.
+"""Classes of a patched model: they take the place of its own, and give way again.
 
 Only classes change, no object does: parameters, names, hooks and references from elsewhere stay what they were. A layer
 called by itself computes what it did before; it takes in the activation only where its caller hands it over, which
@@ -63,8 +63,8 @@ class PatchedMSELoss(MSELoss, nn.MSELoss):
         return "MSELoss"
 
 
-def is_watched(module: nn.Module) -> bool:
-    """Whether someone is called with what comes out of the module, or has put a forward of their own on it."""
+def has_hooks(module: nn.Module) -> bool:
+    """Whether the module has a hook on its output, or a forward of its own."""
     of = module.__dict__
     return bool(of["_forward_hooks"] or of["_backward_hooks"] or of["_backward_pre_hooks"]) or "forward" in of
 
@@ -74,7 +74,7 @@ def can_take(linear: nn.Module | None) -> bool:
     # A pre-hook sees the same x, but one that takes keywords would see the activation too.
     return (
         isinstance(linear, PatchedLinear)
-        and not is_watched(linear)
+        and not has_hooks(linear)
         and not linear.__dict__["_forward_pre_hooks_with_kwargs"]
     )
 
@@ -84,7 +84,7 @@ def fuses(linear: nn.Module | None, activation: nn.Module | None) -> str | None:
     if activation is None or not can_take(linear):
         return None
     name = of_module(activation)
-    watched = name is None or is_watched(activation) or activation.__dict__["_forward_pre_hooks"]
+    watched = name is None or has_hooks(activation) or activation.__dict__["_forward_pre_hooks"]
     return None if watched else name
 
 
@@ -92,7 +92,7 @@ def fuses(linear: nn.Module | None, activation: nn.Module | None) -> str | None:
 
 
 class _Patched(nn.Module):
-    """What every class made by `patched_class` begins with."""
+    """Base of every class made by `patched_class`."""
 
     _fastae_original: type[nn.Module]
 

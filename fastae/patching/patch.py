@@ -15,7 +15,7 @@ from fastae.patching.fused_modules import (
     PatchedLinear,
     PatchedMSELoss,
     PatchedSequential,
-    is_watched,
+    has_hooks,
     patched_class,
 )
 from fastae.patching.recognise import changed_by_module, of_module, other_settings
@@ -37,7 +37,7 @@ class Replaced:
 
 @dataclass
 class PatchReport:
-    """What `patch` replaced, and what it left and why; `print` it."""
+    """Report of the layers that `patch` replaced, and of those that it left and why; `print` it."""
 
     replaced: list[Replaced] = field(default_factory=list)
     left: dict[str, str] = field(default_factory=dict)  # name -> reason
@@ -64,9 +64,9 @@ def patch(model: nn.Module) -> PatchReport:
 
     No object is replaced: the layers become `LinearAct`s and get their own class back from `unpatch`. Parameters,
     hooks, names, `state_dict`, dtype, device and mode are untouched, an optimizer made before trains on, and a layer
-    called by itself computes what it did. A pair is computed as two again while a hook listens to either, and a
-    rewritten forward gives way to the model's own when a value it has read, a module in it or the kind of its arguments
-    has changed. Calling it again brings a model up to date that has been changed since.
+    called by itself computes what it did. A pair is computed as two again while either has a hook, and a rewritten
+    forward gives way to the model's own when a value it has read, a module in it or the kind of its arguments has
+    changed. Calling it again brings a model up to date that has been changed since.
 
     Args:
         model: changed in place; it stays picklable, where it was (unpickling then needs fastae).
@@ -77,7 +77,7 @@ def patch(model: nn.Module) -> PatchReport:
     _check(model, "patch")
     unpatch(model)
     names = {module: name for name, module in model.named_modules()}
-    found = _Found()
+    found = _PairSearch()
     for module in names:
         if isinstance(module, nn.Sequential) and type(module).forward is nn.Sequential.forward:
             _in_sequential(module, names, found)
@@ -94,7 +94,8 @@ def patch(model: nn.Module) -> PatchReport:
             where = ", ".join(dict.fromkeys(where for _, where in found.pairs[module]))
             report.replaced.append(Replaced(name, module.activation, where, repr(module)))
         elif isinstance(module, nn.Linear) and not isinstance(module, LinearAct):
-            report.left[name] = _why_not(module) or found.why.get(module, "no forward that calls it was found")
+            why = _unsupported_reason(module)
+            report.left[name] = why or found.why.get(module, "no forward that calls it was found")
     return report
 
 
@@ -133,7 +134,7 @@ def _check(model: object, function: str) -> None:
 # ---------------------------------------------------------------- what can be replaced
 
 
-def _why_not(linear: nn.Module) -> str | None:
+def _unsupported_reason(linear: nn.Module) -> str | None:
     """Why this layer can be in no pair, if so."""
     if nn.utils.parametrize.is_parametrized(linear):
         return "it is parametrized"
@@ -148,14 +149,14 @@ def _why_not(linear: nn.Module) -> str | None:
 
 
 @dataclass
-class _Found:
+class _PairSearch:
     """Per layer: the activations that it is to compute, and where they stand; or why none was found."""
 
     pairs: dict[nn.Module, list[tuple[str, str]]] = field(default_factory=dict)
     why: dict[nn.Module, str] = field(default_factory=dict)
 
 
-def _in_sequential(module: nn.Sequential, names: dict[nn.Module, str], found: _Found) -> None:
+def _in_sequential(module: nn.Sequential, names: dict[nn.Module, str], found: _PairSearch) -> None:
     children = list(module)
     pairs: list[tuple[nn.Module, str, str]] = []
     for linear, after, later in zip(children, [*children[1:], None], [*children[2:], None, None], strict=False):
@@ -168,26 +169,26 @@ def _in_sequential(module: nn.Sequential, names: dict[nn.Module, str], found: _F
         if name is None:
             why = f"a {type(after).__name__} follows it"
             if other_settings(after):
-                why = f"{after} follows it, with settings that LinearAct has not"
-        elif is_watched(after) or vars(after)["_forward_pre_hooks"]:
+                why = f"{after} follows it, with settings LinearAct does not support"
+        elif has_hooks(after) or vars(after)["_forward_pre_hooks"]:
             why = f"the {type(after).__name__} after it has a hook"
         elif later is not None and changed_by_module(name, later):
             why = f"the {type(later).__name__} after it changes the result of its {name} in place"
-        if name is None or why is not None or _why_not(linear) is not None:
+        if name is None or why is not None or _unsupported_reason(linear) is not None:
             found.why.setdefault(linear, why or "")
         else:
             pairs.append((linear, name, names[after]))
     _use(module, PatchedSequential, pairs, found)
 
 
-def _in_forward(module: nn.Module, found: _Found) -> None:
+def _in_forward(module: nn.Module, found: _PairSearch) -> None:
     linears = list(_called_directly(module))
     if not linears:
         return
     try:
         if type(module).forward.__module__.startswith(("torch.", "fastae.")):
             raise NotTraceable("its forward is PyTorch's own")
-        result = rewrite(module, _why_not)
+        result = rewrite(module, _unsupported_reason)
     except NotTraceable as reason:
         for linear in linears:
             found.why.setdefault(linear, f"{type(module).__name__}: {reason}")
@@ -207,14 +208,14 @@ def _called_directly(module: nn.Module) -> Iterator[nn.Module]:
             yield child
 
 
-def _use(module: nn.Module, kind: type[nn.Module], pairs: list[tuple[nn.Module, str, str]], found: _Found) -> bool:
+def _use(module: nn.Module, kind: type[nn.Module], pairs: list[tuple[nn.Module, str, str]], found: _PairSearch) -> bool:
     """Give the module its class, so that the pairs are computed in one; or note why that cannot be."""
     original = type(module)
     why = None
     if "forward" in vars(module):
         why = f"{original.__name__} has a forward of its own"
     elif any("__init_subclass__" in vars(base) for base in original.__mro__ if base not in (object, Generic)):
-        why = f"{original.__name__} is told of its subclasses"
+        why = f"{original.__name__} defines `__init_subclass__`"
     elif pairs:
         try:
             module.__class__ = patched_class(original, kind)

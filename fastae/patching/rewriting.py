@@ -15,9 +15,9 @@ from fastae.patching.tracing import Recording, trace
 
 
 @dataclass
-class Found:
-    """What a forward does with its layers: the rewritten forwards (in training and not, where it asks), the pairs
-    (layer, activation, where that stands), and why other layers are in none.
+class Rewrite:
+    """Result of rewriting a forward: the rewritten forwards (in training and not, where it asks), the pairs (layer,
+    activation, where that stands), and why other layers are in none.
     """
 
     forwards: list[Rewritten] = field(default_factory=list)
@@ -25,14 +25,14 @@ class Found:
     why: dict[nn.Module, str] = field(default_factory=dict)
 
 
-def rewrite(module: nn.Module, why_not: Callable[[nn.Module], str | None]) -> Found:
-    """Raises `NotTraceable`. `why_not`: the reason for which a layer can be in no pair at all, or None."""
-    found = Found()
+def rewrite(module: nn.Module, unsupported_reason: Callable[[nn.Module], str | None]) -> Rewrite:
+    """Raises `NotTraceable`. `unsupported_reason`: the reason for which a layer can be in no pair at all, or None."""
+    found = Rewrite()
     recording = trace(module)
-    _add(module, recording, why_not, found)
+    _add(module, recording, unsupported_reason, found)
     if any(attribute == "training" for _, attribute in recording.reads.values):
         with _other_mode(module):
-            _add(module, trace(module), why_not, found)
+            _add(module, trace(module), unsupported_reason, found)
     return found
 
 
@@ -49,14 +49,16 @@ def _other_mode(module: nn.Module) -> Iterator[None]:
             m.__dict__["training"] = mode
 
 
-def _add(module: nn.Module, recording: Recording, why_not: Callable[[nn.Module], str | None], found: Found) -> None:
+def _add(
+    module: nn.Module, recording: Recording, unsupported_reason: Callable[[nn.Module], str | None], found: Rewrite
+) -> None:
     graph = recording.graph
     pairs = []
     for node in list(graph.nodes):
         if node.op != "call_module" or not isinstance(linear := module.get_submodule(str(node.target)), nn.Linear):
             continue
         after = next(iter(node.users), None)
-        why = why_not(linear) or _why_no_pair(module, node)
+        why = unsupported_reason(linear) or _why_no_pair(module, node)
         if why is not None:
             found.why[linear] = why
             continue

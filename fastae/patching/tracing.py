@@ -52,7 +52,7 @@ _AUGMENTED = tuple(f"{sign}=" for sign in ("+", "-", "*", "/", "//", "%", "**", 
 
 @cache
 def _torch_functions() -> frozenset[Any]:
-    """What of torch a recording can see: the functions that look at the types of their arguments."""
+    """The functions of torch that a recording can see: those that look at the types of their arguments."""
     return frozenset({*get_testing_overrides(), *PASS_THROUGH})
 
 

@@ -90,7 +90,8 @@ class Checkpoint(Callback):
         every: epochs between two writes, at least 1.
         resume: start from the checkpoint if there is one. Every setting of `fit` but `epochs` must be what it was.
 
-    Raises ValueError if the checkpoint is truncated, foreign or of another run; OSError if it cannot be written.
+    Raises ValueError if the checkpoint is truncated, not written by fastae or of another run; OSError if it cannot be
+    written.
     """
 
     def __init__(self, directory: str | os.PathLike[str], every: int = 1, resume: bool = False) -> None:
@@ -100,12 +101,12 @@ class Checkpoint(Callback):
         self.every, self.resume = every, resume
 
     def on_train_begin(self, run: Run) -> None:
-        if (state := Ranks().first(self._begin)) is not None:
+        if (state := Ranks().on_rank_0(self._begin)) is not None:
             run.load_state_dict(state)
 
     def on_epoch_end(self, run: Run) -> None:
         if run.history.epochs % self.every == 0:
-            Ranks().first(lambda: self._write(run))
+            Ranks().on_rank_0(lambda: self._write(run))
 
     def _begin(self) -> dict[str, Any] | None:
         self.path.parent.mkdir(parents=True, exist_ok=True)
@@ -132,5 +133,6 @@ class Checkpoint(Callback):
             return state
         except (SafetensorError, KeyError, TypeError, ValueError) as error:
             raise ValueError(
-                f"Checkpoint: {self.path} must be a checkpoint of fastae; it is truncated or foreign ({error})"
+                f"Checkpoint: {self.path} must be a checkpoint of fastae; it is truncated, or was not written by "
+                f"fastae ({error})"
             ) from None

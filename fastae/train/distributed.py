@@ -38,8 +38,8 @@ class Ranks:
             dist.all_reduce(t)
         return t
 
-    def first(self, function: Callable[[], T]) -> T:
-        """What `function` returns on rank 0, which alone runs it, on every rank; an exception is raised on each."""
+    def on_rank_0(self, function: Callable[[], T]) -> T:
+        """Run `function` on rank 0 alone and return its result on every rank; an exception is raised on each."""
         if self.size == 1:
             return function()
         outcome: list[Any] = [None, None]
@@ -53,14 +53,14 @@ class Ranks:
             raise outcome[1]
         return outcome[0]
 
-    def spread(self, tensors: Iterable[Tensor]) -> None:
-        """Rank 0's values into the tensors of every rank."""
+    def broadcast(self, tensors: Iterable[Tensor]) -> None:
+        """Copy rank 0's values into the tensors of every rank."""
         for t in tensors:
             dist.broadcast(t, 0)
 
     def check_alike(self, function: str, settings: dict[str, Any]) -> None:
         """ValueError on every rank if one has another value of a setting than rank 0 has."""
-        first, *others = self.all(settings)
+        first, *others = self.gather(settings)
         for rank, other in enumerate(others, 1):
             for name, value in first.items():
                 if other[name] != value:
@@ -69,8 +69,8 @@ class Ranks:
                         f"got {value!r} on rank 0, {other[name]!r} on rank {rank}"
                     )
 
-    def all(self, value: T) -> list[T]:
-        """The value of each rank, in their order, on every rank."""
+    def gather(self, value: T) -> list[T]:
+        """Gather the value of each rank, in their order, on every rank."""
         values: list[Any] = [value] * self.size
         if self.size > 1:
             dist.all_gather_object(values, value)

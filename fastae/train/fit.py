@@ -34,7 +34,7 @@ PRECISIONS = {
 
 
 class TrainableModel(Trainable, Protocol):
-    """What `fit` asks of a model: an `nn.Module` that hands over its program and knows its widths and its loss."""
+    """Model that `fit` can train: an `nn.Module` that hands over its program and knows its widths and its loss."""
 
     training: bool
     trained: dict[str, Any] | None
@@ -121,7 +121,7 @@ def fit(
         ranks.check_alike(
             "fit", settings | {"epochs": epochs, "x": digest(train), "validation data": digest(validation)}
         )
-        ranks.spread(model.state_dict().values())
+        ranks.broadcast(model.state_dict().values())
     run = Run(model, made, generator, callbacks, settings, len(validation) > 0)
     for callback in callbacks:
         callback.on_train_begin(run)
@@ -186,7 +186,7 @@ def _train(
             run.history.rows_per_s.append(len(train) / seconds)
             for callback in run.callbacks:
                 callback.on_epoch_end(run)
-            run.history.stopped = next(filter(None, ranks.all(run.history.stopped)), None)
+            run.history.stopped = next(filter(None, ranks.gather(run.history.stopped)), None)
             bar.epoch(run.history)
 
 

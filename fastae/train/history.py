@@ -1,4 +1,4 @@
-"""What a training run leaves behind: one number per epoch of each quantity."""
+"""Metrics of a training run: one number per epoch of each quantity."""
 
 from __future__ import annotations
 

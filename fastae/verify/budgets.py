@@ -1,4 +1,4 @@
-"""What a compiled kernel may take of a GPU, and where it may not be held to that: data, with the reason in words."""
+"""Limits on a compiled kernel's use of a GPU, and the exceptions: data, with the reason in words."""
 
 from __future__ import annotations
 

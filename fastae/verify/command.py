@@ -30,7 +30,7 @@ from rich.console import Console
 
 from fastae.analysis.machine import processor
 from fastae.data.writers import check_writable, write_atomically
-from fastae.verify.findings import PARTS, Finding, Outcome, announced, parse
+from fastae.verify.findings import VERIFY_PARTS, Finding, Outcome, announced, parse
 from fastae.verify.report import print_report
 from fastae.verify.workers import one_of
 
@@ -41,10 +41,10 @@ AT_ONCE = 2  # processes: each has one thread, and the parts are made for two co
 
 
 @dataclass(frozen=True)
-class Options:
-    """What was asked for on the command line."""
+class VerifyOptions:
+    """Options of the command line."""
 
-    parts: tuple[str, ...] = PARTS
+    parts: tuple[str, ...] = VERIFY_PARTS
     quick: bool = False
     seed: int = 0
     targets: tuple[str, ...] = ()  # all, if empty
@@ -52,7 +52,7 @@ class Options:
     device: str = "cpu"
 
 
-def check_options(options: Options) -> None:
+def check_options(options: VerifyOptions) -> None:
     """Raises, in one line that says what to do, where a part could not even start."""
     if find_spec("triton") is None:
         raise ImportError("fastae verify needs Triton, which is not installed; pip install triton (Linux)")
@@ -80,7 +80,7 @@ def targets_of(part: str) -> list[str]:
     return [name for name in TARGETS if part == "compile" or name.startswith("sm_")]
 
 
-def verify(options: Options, json_file: Path | None, show_all: bool) -> int:
+def verify(options: VerifyOptions, json_file: Path | None, show_all: bool) -> int:
     """Run the parts and print what they found; 0 if every finding holds and every part finished, else 1."""
     check_options(options)
     if json_file is not None:
@@ -96,7 +96,7 @@ def verify(options: Options, json_file: Path | None, show_all: bool) -> int:
     return 0 if ok else 1
 
 
-def run_parts(options: Options) -> list[Outcome]:
+def run_parts(options: VerifyOptions) -> list[Outcome]:
     """Every part in child processes, two at a time; sanitizers too on a GPU that has them."""
     running: list[subprocess.Popen[str]] = []
     jobs = []
@@ -110,7 +110,7 @@ def run_parts(options: Options) -> list[Outcome]:
     pool = ThreadPoolExecutor(AT_ONCE)
     try:
         return sorted(
-            _by_part(list(pool.map(lambda job: job(), jobs))), key=lambda one: PARTS.index(one.part.split()[0])
+            _by_part(list(pool.map(lambda job: job(), jobs))), key=lambda one: VERIFY_PARTS.index(one.part.split()[0])
         )
     finally:  # of an interrupt: what waits is not started, what runs is stopped
         pool.shutdown(wait=False, cancel_futures=True)
@@ -136,7 +136,7 @@ def environment(part: str, device: str = "cpu") -> dict[str, str]:
     return own | ({"TRITON_INTERPRET": "1"} if part == "numerics" and device == "cpu" else {})
 
 
-def _arguments(part: str, options: Options) -> list[str]:
+def _arguments(part: str, options: VerifyOptions) -> list[str]:
     found = [sys.executable, "-m", f"fastae.verify.{MODULES[part]}", "--seed", str(options.seed)]
     found += ["--quick"] * options.quick
     found += ["--only", options.only] if options.only else []
@@ -145,7 +145,7 @@ def _arguments(part: str, options: Options) -> list[str]:
     return found + (["--target", ",".join(options.targets)] if options.targets else [])
 
 
-def run_child(part: str, options: Options, running: list[subprocess.Popen[str]]) -> Outcome:
+def run_child(part: str, options: VerifyOptions, running: list[subprocess.Popen[str]]) -> Outcome:
     """One child, from its start to its end."""
     outcome, following, started = Outcome(part), ("", ""), time.monotonic()
     start = partial(subprocess.Popen, _arguments(part, options), stdout=subprocess.PIPE, text=True)
@@ -187,11 +187,13 @@ def _last_line(errors: IO[str]) -> str:
     return lines[-1][:300] if lines else ""
 
 
-def sanitize(tool: str, options: Options, running: list[subprocess.Popen[str]]) -> Outcome:
+def sanitize(tool: str, options: VerifyOptions, running: list[subprocess.Popen[str]]) -> Outcome:
     """NVIDIA's compute-sanitizer over the quick numerics, without PyTorch's cache of blocks that hides overruns."""
     started = time.monotonic()
     arguments = ["compute-sanitizer", "--tool", tool, "--error-exitcode", "9"]
-    arguments += _arguments("numerics", Options(("numerics",), True, options.seed, (), options.only, options.device))
+    arguments += _arguments(
+        "numerics", VerifyOptions(("numerics",), True, options.seed, (), options.only, options.device)
+    )
     own = environment("numerics", options.device) | {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     start = partial(subprocess.Popen, arguments, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     with start(env=own) as process:
@@ -206,7 +208,7 @@ def sanitize(tool: str, options: Options, running: list[subprocess.Popen[str]]) 
     return Outcome(f"numerics under {tool}", [finding], time.monotonic() - started)
 
 
-def _document(options: Options, outcomes: Sequence[Outcome], seconds: float, ok: bool) -> dict[str, Any]:
+def _document(options: VerifyOptions, outcomes: Sequence[Outcome], seconds: float, ok: bool) -> dict[str, Any]:
     parts = {
         o.part: {"findings": len(o.findings), "failed": o.failed, "seconds": round(o.seconds, 1), "problem": o.problem}
         for o in outcomes

@@ -23,7 +23,7 @@ from fastae_kernels.jit.launch import aligned as rows_aligned
 
 from fastae.verify import budgets
 from fastae.verify.findings import Finding, announce, emit, named
-from fastae.verify.models import MODELS, PRECISIONS, Model, build, score_and_encode, training_step, triton_in
+from fastae.verify.models import MODELS, VERIFY_PRECISIONS, Model, build, score_and_encode, training_step, triton_in
 from fastae.verify.workers import in_children, options
 
 SOURCES = [Path(fastae_kernels.jit.__file__).parent]
@@ -57,7 +57,7 @@ class Compiled:
 
 def compiled(model: Model, batch: int, precision: str, target: str) -> Iterator[Compiled]:
     """Each launch of a training step, of scoring and of encoding."""
-    kind = PRECISIONS[precision]
+    kind = VERIFY_PRECISIONS[precision]
     with triton_in(kind), on_target(target, recorder := Recorder()):
         network = build(model.features, kind)
         x = torch.empty(batch, model.features[0], dtype=kind.dtype)
@@ -150,7 +150,7 @@ def finding(found: Compiled, used: set[budgets.Exempt]) -> Finding:
 def run(target: str, quick: bool, only: str | None, used: set[budgets.Exempt]) -> None:
     """Emit a finding for each kernel of each step; kernels that several steps share are read once."""
     seen: dict[int, Compiled] = {}
-    for precision in PRECISIONS:
+    for precision in VERIFY_PRECISIONS:
         for model, batch in ((m, batch) for m in MODELS for batch in m.batches):
             if quick and (model.name, batch, precision) != QUICK:
                 continue

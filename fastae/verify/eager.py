@@ -1,4 +1,4 @@
-"""What eager PyTorch does for the same training step: the ops that ran, and the bytes they move."""
+"""The same training step in eager PyTorch: the ops that ran, and the bytes they move."""
 
 from __future__ import annotations
 

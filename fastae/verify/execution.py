@@ -25,7 +25,7 @@ from fastae.models.dense import DenseAutoencoder
 from fastae.verify.cases import OPS, Case, implementation
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.inputs import EAGER, Draw
-from fastae.verify.models import PRECISIONS, Precision, build, training_step, triton_in
+from fastae.verify.models import VERIFY_PRECISIONS, Precision, build, training_step, triton_in
 from fastae.verify.workers import in_children, options
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -50,18 +50,18 @@ def cases(target: str, quick: bool, seed: int) -> Iterator[tuple[str, Case]]:
         for number, activation in enumerate(chosen if op.activated else ["identity"] * 3):
             if quick and (number + turn) % len(chosen):
                 continue
-            for place, precision in enumerate(PRECISIONS):
+            for place, precision in enumerate(VERIFY_PRECISIONS):
                 rare = precision in ("float16", "tf32") or name in ("act_bwd", "loss")
                 turns = number + place if name != "stack_encode" else number
                 if (rare or name == "stack_encode") and ((quick and rare) or turns % 3 != turn):
                     continue
                 shape = SHAPES[(number + place) % 2 if not quick else 0]
-                dtype = PRECISIONS[precision].dtype
+                dtype = VERIFY_PRECISIONS[precision].dtype
                 yield precision, Case(name, dtype, shape, activation, next(everything), (), seed + number)
         for number, loss in enumerate(k for k in LOSSES if op.lossy and k != "mse"):
             if not quick or (number + turn) % 2:
                 for precision in ("bfloat16", "float32"):
-                    dtype = PRECISIONS[precision].dtype
+                    dtype = VERIFY_PRECISIONS[precision].dtype
                     yield precision, Case(name, dtype, SHAPES[0], "relu", next(everything), (), seed + number, loss)
         if not quick:
             shape = SHAPES[turn % 2]
@@ -88,7 +88,7 @@ def measure(case: Case, precision: str, target: str) -> Accuracy:
 def _compared(
     run: Callable[[], Any], same: Sequence[Any], truth: Sequence[Any], precision: str, target: str, floor: float | None
 ) -> Accuracy:
-    kind = PRECISIONS.get(precision, Precision(torch.float64))
+    kind = VERIFY_PRECISIONS.get(precision, Precision(torch.float64))
     try:
         with triton_in(kind), on_target(target, Executor(), machine_code=False):
             results, problem = run()
@@ -181,7 +181,7 @@ def step_finding(
     features: tuple[int, ...], batch: int, activation: str, precision: str, target: str, seed: int
 ) -> Finding:
     """A whole training step, then the scores and codes of the same weights."""
-    kind, draw = PRECISIONS[precision], Draw(seed)
+    kind, draw = VERIFY_PRECISIONS[precision], Draw(seed)
     torch.manual_seed(seed)
     model = build(features, kind, activation)
     x = draw.normal(batch, features[0], dtype=kind.dtype)
@@ -217,7 +217,7 @@ def run(target: str, quick: bool, seed: int, only: str | None) -> None:
     if only is not None:
         return
     for number, (features, batch) in enumerate(STEPS[:1] if quick else STEPS):
-        for place, precision in enumerate(("bfloat16",) if quick else PRECISIONS):
+        for place, precision in enumerate(("bfloat16",) if quick else VERIFY_PRECISIONS):
             activation = ("relu", "gelu", "tanh", "silu")[(number + place) % 4]
             announce("training step", f"{target}, {precision}, {activation}, batch {batch}")
             emit(step_finding(features, batch, activation, precision, target, seed))

@@ -1,4 +1,4 @@
-"""What a part of `fastae verify` reports, one at a time, and how it crosses from a child process to its parent."""
+"""Findings that a part of `fastae verify` reports one by one, and how they cross from a child process to its parent."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 
-PARTS = ("numerics", "compile", "execute", "traffic")
+VERIFY_PARTS = ("numerics", "compile", "execute", "traffic")
 
 
 @dataclass(frozen=True)
@@ -49,7 +49,7 @@ def parse(line: str) -> Finding | None:
 
 
 def announced(line: str) -> tuple[str, str] | None:
-    """What `announce` said on a line, or None."""
+    """Parse what `announce` said on a line; None if it is another."""
     try:
         op, what = json.loads(line)["next"]
     except (ValueError, TypeError, KeyError, IndexError):
@@ -69,7 +69,7 @@ def plain(name: str) -> str:
 
 @dataclass
 class Outcome:
-    """What became of one part."""
+    """Outcome of one part."""
 
     part: str
     findings: list[Finding] = field(default_factory=list)

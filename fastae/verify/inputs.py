@@ -1,4 +1,4 @@
-"""What kernels are tried on: numbers that suit each activation, and views of them that are awkward to address."""
+"""Test inputs of the kernels: numbers that suit each activation, and views of them that are awkward to address."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class Draw:
         return self.normal(M, K, dtype=dtype), w, self.normal(N, dtype=dtype)
 
     def saved(self, activation: str, M: int, N: int, dtype: torch.dtype) -> Tensor | None:
-        """What the backward pass of an activation gets: its y, its p, or nothing."""
+        """Input of an activation's backward pass: its y, its p, or nothing."""
         what = TABLE[activation].saves
         if what is None:
             return None

@@ -38,7 +38,7 @@ class Precision:
     matmul: str = "highest"  # as in torch.set_float32_matmul_precision
 
 
-PRECISIONS = {
+VERIFY_PRECISIONS = {
     "bfloat16": Precision(torch.bfloat16),
     "float16": Precision(torch.float16),
     "tf32": Precision(torch.float32, "high"),

@@ -1,4 +1,4 @@
-"""What `fastae verify` prints: failures in full, one line for each op of each part, and whether all of it holds."""
+"""Report of `fastae verify`: failures in full, one line for each op of each part, and whether all of it holds."""
 
 from __future__ import annotations
 
@@ -66,7 +66,7 @@ def _summary(findings: Iterable[Finding]) -> Table:
 
 
 def _steps(findings: Iterable[Finding]) -> Table:
-    """What a whole step of each model costs: figures to read, whether or not they hold."""
+    """Cost of a whole step of each model: figures to read, whether or not they hold."""
     table = Table("step", "dtype", "target", "", "figure", "limit", box=None, padding=(0, 1), pad_edge=False)
     for f in findings:
         table.add_row(*map(Text, (f.shape, _SHORT.get(f.dtype, f.dtype), f.target, f.op, f.figure, f.limit)))

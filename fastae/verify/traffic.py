@@ -22,7 +22,7 @@ from fastae.engine.train_step import TrainStep
 from fastae.verify import budgets
 from fastae.verify.eager import eager_step, fewest_bytes
 from fastae.verify.findings import Finding, announce, emit, named
-from fastae.verify.models import MODELS, PRECISIONS, Model, build, training_step, triton_in
+from fastae.verify.models import MODELS, VERIFY_PRECISIONS, Model, build, training_step, triton_in
 from fastae.verify.workers import in_children, one_of, options
 
 TARGETS = ("sm_80", "sm_90", "sm_100")
@@ -72,7 +72,7 @@ def training_traffic(
     model: Model, batch: int, precision: str, target: str
 ) -> tuple[list[Moved], OpCounter, Tensor, TrainStep]:
     """The launches of a step, the optimizer's ops, and what it ran on."""
-    kind = PRECISIONS[precision]
+    kind = VERIFY_PRECISIONS[precision]
     torch.manual_seed(0)
     network = build(model.features, kind)
     x = torch.randn(batch, model.features[0]).to(kind.dtype)

@@ -1,4 +1,4 @@
-"""What the parts that compile share: their options, and a process for each target."""
+"""Shared by the parts that compile: their options, and a process for each target."""
 
 from __future__ import annotations
 

@@ -24,7 +24,7 @@ _SYNCS = ("item", "tolist", "synchronize", "cpu", "numpy", "nonzero", "is_nonzer
 
 
 @dataclass(frozen=True)
-class Problem:
+class LintProblem:
     rule: str
     function: str  # the kernel or launcher
     where: str  # "linear_act.py:40"
@@ -55,7 +55,7 @@ def functions(files: Iterable[Path]) -> list[Function]:
     return found
 
 
-def lint_kernels(files: Iterable[Path]) -> list[Problem]:
+def lint_kernels(files: Iterable[Path]) -> list[LintProblem]:
     """Apply all rules to jit functions and launchers. Files that call each other's jit functions go in together."""
     every = functions(files)
     jits = [f for f in every if f.is_jit]
@@ -67,11 +67,11 @@ def lint_kernels(files: Iterable[Path]) -> list[Problem]:
         if f.node.name not in called and offsets.is_kernel(f.node.name):  # helpers are seen with its arguments
             for rule, helper, line, message in offsets.kernel(f.node.name):
                 file = next(g.file for g in jits if g.node.name == helper)
-                problems.append(Problem(rule, f.node.name, f"{file.name}:{line}", message))
+                problems.append(LintProblem(rule, f.node.name, f"{file.name}:{line}", message))
     return list(dict.fromkeys(problems))
 
 
-def lint_host(files: Iterable[Path]) -> list[Problem]:
+def lint_host(files: Iterable[Path]) -> list[LintProblem]:
     """Apply the rules of code around kernels: autograd functions and their helpers."""
     return [p for f in functions(files) for p in _syncs(f)]
 
@@ -84,11 +84,11 @@ def _last(function: ast.expr) -> str:
     return ast.unparse(function).rsplit(".", 1)[-1]
 
 
-def _problem(rule: str, function: Function, node: ast.expr, message: str) -> Problem:
-    return Problem(rule, function.node.name, f"{function.file.name}:{node.lineno}", message)
+def _problem(rule: str, function: Function, node: ast.expr, message: str) -> LintProblem:
+    return LintProblem(rule, function.node.name, f"{function.file.name}:{node.lineno}", message)
 
 
-def _jit_rules(f: Function) -> Iterator[Problem]:
+def _jit_rules(f: Function) -> Iterator[LintProblem]:
     for call in _calls(f.node):
         name, words = _last(call.func), {k.arg for k in call.keywords}
         if name == "load" and len(call.args) > 1:
@@ -103,7 +103,7 @@ def _jit_rules(f: Function) -> Iterator[Problem]:
                 yield _problem("grid", f, call, f"{name}({', '.join(axis)}): only axis 0 goes beyond 65,535 programs")
 
 
-def _grids(f: Function) -> Iterator[Problem]:
+def _grids(f: Function) -> Iterator[LintProblem]:
     """Find launches over more than one axis: `kernel[a, b](...)`."""
     for call in _calls(f.node):
         if isinstance(call.func, ast.Subscript) and isinstance(call.func.slice, ast.Tuple):
@@ -112,7 +112,7 @@ def _grids(f: Function) -> Iterator[Problem]:
                 yield _problem("grid", f, call, f"{ast.unparse(call.func)}: programs along axis 0 alone")
 
 
-def _syncs(f: Function) -> Iterator[Problem]:
+def _syncs(f: Function) -> Iterator[LintProblem]:
     on_cpu = {id(call) for branch in _cpu_branches(f.node) for call in _calls(branch)}
     for call in _calls(f.node):
         name = ast.unparse(call.func)

@@ -45,7 +45,7 @@ WHY = {
 }
 
 
-def why_not(dtype: torch.dtype, multiply_adds: int) -> str | None:
+def unsupported_reason(dtype: torch.dtype, multiply_adds: int) -> str | None:
     """None if a layer whose products have that many multiply-adds gains here, or why it does not."""
     if dtype not in WHY:
         return "oneDNN is for fp32 and bf16"

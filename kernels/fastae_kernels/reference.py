@@ -186,7 +186,7 @@ class Reference:
 def act_loss(
     p: Tensor, activation: str, target: Tensor, criterion: Criterion, need_dp: bool, dtype: torch.dtype, out: Out
 ) -> tuple[Tensor, Tensor | None]:
-    """What `linear_act_loss` does from p [M, N] on, which it may write over; dp comes in `dtype`."""
+    """Second half of `linear_act_loss`, from p [M, N] on, which it may write over; dp comes in `dtype`."""
     f = ACTIVATIONS[activation]
     if criterion.counted is not None:  # the others may hold NaN, which no factor of 0 takes away
         rows = min(int(criterion.counted), len(p))

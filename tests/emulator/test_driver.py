@@ -96,6 +96,15 @@ def test_every_op_as_compiled() -> None:
 
 
 RECORD = """
+import os, sys
+import fastae_emulator.ptx
+print([name for name in ("torch", "triton", "fastae", "fastae_kernels") if name in sys.modules])
+sys.modules["triton"] = None
+try:
+    import fastae_emulator.driver
+except ImportError as error:
+    print(error)
+del sys.modules["triton"]
 import torch
 from fastae_kernels.jit import linear_act
 from fastae_emulator.driver import TARGETS, on_target
@@ -144,11 +153,22 @@ for wrong in (lambda: execute(seen["gfx942"]), lambda: on_target("sm_70", None).
         wrong()
     except ValueError as error:
         print(error)
+os.environ["TRITON_INTERPRET"] = "1"
+try:
+    on_target("sm_90", None).__enter__()
+except RuntimeError as error:
+    print(error)
+print("fastae.verify" in sys.modules)
+import fastae
+print("fastae.verify" in sys.modules)
 """
 
 
 def test_a_launch_is_recorded_for_every_target() -> None:
-    lines = child(RECORD).splitlines()
+    """And what the driver needs: Triton, which the machine that executes PTX does without, and no interpreter."""
+    machine, missing, *lines = child(RECORD).splitlines()
+    assert machine == "[]"
+    assert missing.startswith("fastae_emulator.driver needs Triton")
     names = {line.split()[0]: line.split()[1:] for line in lines[:4]}
     assert any(name.startswith("HMMA.16816.F32.BF16") for name in names["sm_80"])
     assert any(name.startswith("HGMMA.64x") for name in names["sm_90"])
@@ -156,6 +176,8 @@ def test_a_launch_is_recorded_for_every_target() -> None:
     assert any(name.startswith("v_mfma_f32_") and "bf16" in name for name in names["gfx942"])
     assert lines[4] == "_linear_act_fwd_kernel: gfx942 has no PTX; only kernels for NVIDIA GPUs can be executed"
     assert lines[5] == "target must be one of sm_80, sm_90, sm_100, gfx942; got 'sm_70'"
+    assert lines[6].startswith("on_target: TRITON_INTERPRET is set, nothing would be compiled")
+    assert lines[7:] == ["False"] * 2, "import fastae brings what only `fastae verify` needs"
 
 
 FAULTS = """
@@ -211,32 +233,3 @@ def test_faults_name_kernel_line_and_tensor(tmp_path: Path, monkeypatch: pytest.
         "double, faulty.py:9: reads 4 bytes between the elements: at byte 0 of x_ptr (argument 0)",
         "fine",
     ]
-
-
-def test_what_it_needs() -> None:
-    """Triton, which the machine that executes PTX does without, and no interpreter in its place."""
-    code = """
-import os, sys
-import fastae_emulator.ptx
-print([name for name in ("torch", "triton", "fastae", "fastae_kernels") if name in sys.modules])
-def attempt(run):
-    try:
-        run()
-    except (ImportError, RuntimeError) as error:
-        print(error)
-def driver():
-    import fastae_emulator.driver
-    fastae_emulator.driver.on_target("sm_90", None).__enter__()
-sys.modules["triton"] = None
-attempt(driver)
-del sys.modules["triton"]
-os.environ["TRITON_INTERPRET"] = "1"
-attempt(driver)
-import fastae
-print("fastae.verify" in sys.modules)
-"""
-    machine, missing, interpreted, verify = child(code).splitlines()
-    assert machine == "[]"
-    assert missing.startswith("fastae_emulator.driver needs Triton")
-    assert interpreted.startswith("on_target: TRITON_INTERPRET is set, nothing would be compiled")
-    assert verify == "False", "import fastae brings what only `fastae verify` needs"

@@ -43,7 +43,7 @@ def as_pytorch_has_it(input: Tensor, target: Tensor, kind: LossKind, reduction: 
 
 
 def test_every_loss_has_a_row_a_pair_and_a_part() -> None:
-    assert list(LOSSES) == list(kernels.LOSS_PAIRS) == list(PARTS) == ["mse", "mae", "huber"]
+    assert list(LOSSES) == list(kernels.LOSS_PAIRS) == list(PARTS)
     for name, (value, gradient) in kernels.LOSS_PAIRS.items():
         assert (value.__name__, gradient.__name__) == (f"{name}_value", f"{name}_gradient")
         part = PARTS[name]()

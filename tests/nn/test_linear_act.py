@@ -7,6 +7,7 @@ import pytest
 import torch
 from accuracy import check_all
 from cases import ACTIVATIONS, DTYPES, EAGER, TURNS, layer, normal, short
+from fastae_kernels.elementwise import ACTIVATIONS as TABLE
 from torch import Tensor
 
 import fastae
@@ -189,27 +190,16 @@ def test_p_is_kept_only_where_a_gradient_may_be_asked(monkeypatch: pytest.Monkey
 
 def test_what_is_saved(backend: str) -> None:
     """relu needs x, w, b and its own output; identity not even that; gelu one tensor more, its p."""
-    extras = {
-        "identity": 0,
-        "relu": 0,
-        "sigmoid": 0,
-        "tanh": 0,
-        "softplus": 0,
-        "elu": 0,
-        "gelu": 1,
-        "silu": 1,
-        "mish": 1,
-        "logit": 1,
-    }
-    for activation, extra in extras.items():
+    assert [TABLE[name].saves for name in ("identity", "relu", "gelu")] == [None, "y", "p"]
+    for activation in ACTIVATIONS:
         args = leaves(*layer(activation, 3, 4, 5, torch.float32))
         saved: list[int] = []
         note = partial(_note, saved)
         with torch.autograd.graph.saved_tensors_hooks(note, lambda t: t):
             y = fastae.linear_act(*args, activation)
         known = {t.data_ptr() for t in (*args, y)}
-        assert len(set(saved) - known) == extra, activation
-        assert (y.data_ptr() in saved) == (activation not in ("identity", "gelu", "silu", "mish", "logit")), activation
+        assert len(set(saved) - known) == (TABLE[activation].saves == "p"), activation
+        assert (y.data_ptr() in saved) == (TABLE[activation].saves == "y"), activation
 
 
 def test_a_saved_tensor_modified_in_place_is_refused(backend: str) -> None:

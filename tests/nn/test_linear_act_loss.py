@@ -275,10 +275,11 @@ def test_a_loss_is_a_name_or_a_part(backend: str) -> None:
     assert torch.equal(linear_act_loss(*args), linear_act_mse(*args))
 
 
+LOSSES = ", ".join(likelihoods.PARTS)
 LOSS_ERRORS = {
-    "wrong name": ("hubr", ValueError, "loss must be one of mse, mae, huber; got 'hubr'; did you mean 'huber'?"),
-    "nothing near": ("xyz", ValueError, "loss must be one of mse, mae, huber; got 'xyz'"),
-    "the reduction": ("mean", ValueError, "loss must be one of mse, mae, huber; got 'mean'"),
+    "wrong name": ("hubr", ValueError, f"loss must be one of {LOSSES}; got 'hubr'; did you mean 'huber'?"),
+    "nothing near": ("xyz", ValueError, f"loss must be one of {LOSSES}; got 'xyz'"),
+    "the reduction": ("mean", ValueError, f"loss must be one of {LOSSES}; got 'mean'"),
     "wrong type": (2.5, TypeError, "loss must be a name or a part of fastae.likelihoods; got 2.5"),
     "None": (None, TypeError, "loss must be a name or a part of fastae.likelihoods; got None"),
 }

@@ -135,9 +135,9 @@ def test_activation_functions(name: str, forward) -> None:
 
 
 LEFT = {
-    "slope": (lambda: nn.Sequential(nn.Linear(6, 4), nn.LeakyReLU(0.2)), "with settings that LinearAct has not"),
-    "alpha": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ELU(0.5)), "with settings that LinearAct has not"),
-    "beta": (lambda: nn.Sequential(nn.Linear(6, 4), nn.Softplus(2.0)), "with settings that LinearAct has not"),
+    "slope": (lambda: nn.Sequential(nn.Linear(6, 4), nn.LeakyReLU(0.2)), "with settings LinearAct does not support"),
+    "alpha": (lambda: nn.Sequential(nn.Linear(6, 4), nn.ELU(0.5)), "with settings LinearAct does not support"),
+    "beta": (lambda: nn.Sequential(nn.Linear(6, 4), nn.Softplus(2.0)), "with settings LinearAct does not support"),
     "other": (lambda: nn.Sequential(nn.Linear(6, 4), nn.Hardtanh()), "Hardtanh"),
     "norm between": (lambda: nn.Sequential(nn.Linear(6, 4), nn.LayerNorm(4), nn.ReLU()), "LayerNorm"),
     "last": (lambda: nn.Sequential(nn.Tanh(), nn.Linear(6, 4)), "it is the last of its Sequential"),
@@ -663,7 +663,7 @@ def test_modules_of_pytorch_are_left() -> None:
     assert not report.replaced
 
 
-def test_a_class_that_is_told_of_its_subclasses_is_left() -> None:
+def test_a_class_with_init_subclass_is_left() -> None:
     told = []
 
     class Registered(nn.Sequential):
@@ -671,7 +671,7 @@ def test_a_class_that_is_told_of_its_subclasses_is_left() -> None:
             told.append(cls)
 
     model = Registered(nn.Linear(6, 4), nn.ReLU())
-    assert fastae.patch(model).left == {"0": "Registered is told of its subclasses"}
+    assert fastae.patch(model).left == {"0": "Registered defines `__init_subclass__`"}
     assert told == []
 
 

@@ -307,7 +307,7 @@ def test_a_truncated_or_foreign_checkpoint_is_refused(content: str, tmp_path: Pa
     else:
         texts = {"tensors": None, "json": {"fastae": "{"}, "list": {"fastae": "[]"}, "dict": {"fastae": "{}"}}
         save_file(tensors, path, texts[content])
-    text = f"Checkpoint: {path} must be a checkpoint of fastae; it is truncated or foreign ("
+    text = f"Checkpoint: {path} must be a checkpoint of fastae; it is truncated, or was not written by fastae ("
     with pytest.raises(ValueError, match=re.escape(text)):
         train(data(), Checkpoint(tmp_path, resume=True))
 

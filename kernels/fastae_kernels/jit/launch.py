@@ -61,7 +61,7 @@ def product(dtype: torch.dtype) -> str:
     return "half" if dtype.itemsize == 2 else "double" if dtype == torch.float64 else dot_precision(dtype)
 
 
-def why_not(tensor: Tensor) -> str | None:
+def unsupported_reason(tensor: Tensor) -> str | None:
     """None if kernels can be launched on this tensor, or what is missing and what to do about it."""
     if tensor.is_meta:
         return "a meta tensor holds no data"

@@ -41,7 +41,7 @@ def _output_tile(
 
 @triton.jit
 def _denominator_of(denominator, counted_ptr, MEAN: tl.constexpr, ACC: tl.constexpr):
-    """What the sum is divided by; of a mean with rows counted in memory, `denominator` is that of one of them."""
+    """Divisor of the sum; of a mean with rows counted in memory, `denominator` is that of one of them."""
     n = tl.cast(denominator, ACC)
     if MEAN and counted_ptr is not None:
         n = n * tl.load(counted_ptr).to(ACC)

@@ -16,11 +16,11 @@ sys.path.insert(0, str(BENCH))
 
 from peers import __main__ as run  # noqa: E402
 from peers import report  # noqa: E402
-from peers.problem import PROBLEMS, Problem  # noqa: E402
+from peers.problem import PROBLEMS, PeerProblem  # noqa: E402
 from peers.report import Result  # noqa: E402
-from peers.sides import SIDES, Fastae, load, torch_network  # noqa: E402
+from peers.variants import VARIANTS, Fastae, load, torch_network  # noqa: E402
 
-SMALL = Problem("tabular", (30, 8, 4), 16, 2, 40)
+SMALL = PeerProblem("tabular", (30, 8, 4), 16, 2, 40)
 
 
 def one(loss=0.1, fit_s=1.0, score_s=0.5, peak_mib=300.0, mean_score=None):
@@ -28,9 +28,9 @@ def one(loss=0.1, fit_s=1.0, score_s=0.5, peak_mib=300.0, mean_score=None):
             "mean_score": loss if mean_score is None else mean_score}  # fmt: skip
 
 
-def result(side, *rounds):
-    versions = dict.fromkeys(SIDES[side].packages, "1.2")
-    return Result(side, "tabular", versions, 250.0, list(rounds))
+def result(variant, *rounds):
+    versions = dict.fromkeys(VARIANTS[variant].packages, "1.2")
+    return Result(variant, "tabular", versions, 250.0, list(rounds))
 
 
 def table(*results):
@@ -44,7 +44,7 @@ def table(*results):
 
 
 def test_rates_and_ratios_are_medians_round_by_round():
-    """Both sides slow down by the same factor in one round: the ratio does not move."""
+    """Both variants slow down by the same factor in one round: the ratio does not move."""
     ours = result("fastae", one(fit_s=1.0), one(fit_s=4.0), one(fit_s=1.0))
     theirs = result("Keras", one(fit_s=5.0), one(fit_s=20.0), one(fit_s=5.0, peak_mib=400.0))
     rows, text = table(ours, theirs)
@@ -95,30 +95,31 @@ def test_committed_results_are_what_their_json_gives():
     assert set(entries["problems"]) == set(PROBLEMS)
     for name, entry in entries["problems"].items():
         assert [r["side"] for r in entry["results"]] == [
-            s for s in SIDES if PROBLEMS[name].precision in SIDES[s].precisions
+            s for s in VARIANTS if PROBLEMS[name].precision in VARIANTS[s].precisions
         ]
         assert all(len(r["rounds"]) == entry["rounds"] >= 5 for r in entry["results"])
         assert {**entry["problem"], "features": tuple(entry["problem"]["features"])} == asdict(PROBLEMS[name])
 
 
-# ---------------------------------------------------------------- the sides
+# ---------------------------------------------------------------- the variants
 
 
-def test_every_torch_side_starts_from_the_same_weights():
+def test_every_torch_variant_starts_from_the_same_weights():
     x = np.random.default_rng(0).normal(size=(40, 30)).astype(np.float32)
     network = torch_network(SMALL)
     load(network, SMALL, 3)
-    side = Fastae(SMALL, x)
-    side.prepare(3, 1)
+    variant = Fastae(SMALL, x)
+    variant.prepare(3, 1)
     theirs = network(torch.from_numpy(x))
-    torch.testing.assert_close(side.model(torch.from_numpy(x)), theirs, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(variant.model(torch.from_numpy(x)), theirs, rtol=1e-5, atol=1e-6)
     assert len(network) == 2 * len(SMALL.widths) - 3  # no activation after the last layer
-    side.prepare(4, 1)
-    assert not torch.allclose(side.model(torch.from_numpy(x)), theirs, atol=1e-3)
+    variant.prepare(4, 1)
+    assert not torch.allclose(variant.model(torch.from_numpy(x)), theirs, atol=1e-3)
 
 
-def test_our_side_in_a_process_of_its_own():
-    problem = Problem("tabular", (30, 8, 4), 16, 2, 40, "bfloat16")
+@pytest.mark.thorough
+def test_our_variant_in_a_process_of_its_own():
+    problem = PeerProblem("tabular", (30, 8, 4), 16, 2, 40, "bfloat16")
     (found,) = run.compare(problem, ["fastae"], 2)
     assert found.versions == {"fastae": "0.1.0", "torch": torch.__version__}
     assert found.baseline_mib > 50
@@ -128,6 +129,7 @@ def test_our_side_in_a_process_of_its_own():
     assert all(r["fit_s"] > 0 and r["score_s"] > 0 and r["peak_mib"] >= found.baseline_mib for r in found.rounds)
 
 
+@pytest.mark.thorough
 def test_a_library_that_is_not_there_is_named(monkeypatch, tmp_path):
     """Its process ends; the last line of what it said is the error, and no process is left."""
     (tmp_path / "skorch.py").write_text("raise ModuleNotFoundError(\"No module named 'skorch'\")\n")  # if it is there

@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 from fastae_bench import command, compare
-from fastae_bench.command import Options
+from fastae_bench.command import BenchOptions
+from fastae_bench.peak import Peak
 from fastae_bench.report import duration, markdown, summary
 from fastae_bench.results import Curve, Measured, Results, read_results
-from fastae_bench.roof import Roof
-from fastae_bench.rounds import Effort, Times
+from fastae_bench.rounds import Budget, Times
 from fastae_bench.spread import Spread
 
 from fastae.cli import main as cli
@@ -26,10 +26,10 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
-    """`fastae bench ARGS` in an empty folder, with small roofs: (exit code, stdout, stderr)."""
+    """`fastae bench ARGS` in an empty folder, with small peaks: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(command, "FULL", Effort(slice_s=0))
-    monkeypatch.setattr(command, "measure_roof", lambda *_: Roof({"float32": 1e11, "bfloat16": 4e11}, 2e10))
+    monkeypatch.setattr(command, "FULL", Budget(slice_s=0))
+    monkeypatch.setattr(command, "measure_peak", lambda *_: Peak({"float32": 1e11, "bfloat16": 4e11}, 2e10))
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["fastae", "bench", *map(str, args)])
@@ -63,6 +63,7 @@ def results(*cases, machine="a processor, 2 cores"):
 # ---------------------------------------------------------------- the report
 
 
+@pytest.mark.thorough
 def test_a_network_of_your_own_from_start_to_report(run) -> None:
     code, out, err = run(*TINY, "--report", "r")
     assert (code, err) == (0, "")
@@ -106,27 +107,27 @@ def test_sittings_put_their_rounds_together(run) -> None:
 def test_a_case_that_has_had_its_time_needs_no_further_sitting(run, monkeypatch) -> None:
     seen = []
 
-    def fake(case, device, effort):
-        seen.append(effort)
-        return Times({"wall": {"fastae": [0.4] * effort.rounds, "tuned": [0.6] * effort.rounds}})
+    def fake(case, device, budget):
+        seen.append(budget)
+        return Times({"wall": {"fastae": [0.4] * budget.rounds, "tuned": [0.6] * budget.rounds}})
 
-    monkeypatch.setattr("fastae_bench.cases.Case.measure", fake)
-    for budget_s, sittings in ((1.0, 1), (9.0, 2), (10.0, 3)):  # of 1 s a round: 5, then 10 in two sittings
+    monkeypatch.setattr("fastae_bench.cases.BenchCase.measure", fake)
+    for limit_s, sittings in ((1.0, 1), (9.0, 2), (10.0, 3)):  # of 1 s a round: 5, then 10 in two sittings
         seen.clear()
-        monkeypatch.setattr(command, "FULL", Effort(rounds=15, budget_s=budget_s))
+        monkeypatch.setattr(command, "FULL", Budget(rounds=15, limit_s=limit_s))
         run("--features", "12,8,4", "--only", "score", "--precision", "float32")
-        assert [effort.rounds for effort in seen] == [5] * sittings
+        assert [budget.rounds for budget in seen] == [5] * sittings
 
 
 def test_a_sitting_has_its_share() -> None:
-    share = Effort(rounds=15, fewest=5, budget_s=6.0, sittings=3).of_a_sitting()
-    assert (share.rounds, share.fewest, share.budget_s, share.sittings) == (5, 3, 2.0, 1)
-    whole = Effort(sittings=1)
+    share = Budget(rounds=15, fewest=5, limit_s=6.0, sittings=3).of_a_sitting()
+    assert (share.rounds, share.fewest, share.limit_s, share.sittings) == (5, 3, 2.0, 1)
+    whole = Budget(sittings=1)
     assert whole.of_a_sitting() == whole
-    assert Options(rounds=1).effort.sittings == 1
+    assert BenchOptions(rounds=1).budget.sittings == 1
 
 
-def test_a_side_that_a_later_sitting_refuses_has_no_ratio() -> None:
+def test_a_variant_that_a_later_sitting_refuses_has_no_ratio() -> None:
     m = measured()
     later = {name: [0.001] for name in ("fastae", "idiom")}
     m.add(Times({"wall": later}, refused={"tuned": "loss differs"}))
@@ -221,7 +222,7 @@ def test_two_rounds_prove_nothing(run) -> None:
 
 
 def test_a_busy_machine_is_not_slower(run) -> None:
-    """Both sides take twice as long: the time is longer, the relative time is not."""
+    """Both variants take twice as long: the time is longer, the relative time is not."""
     code, out, _ = compared(run, results(measured(0)), results(measured(1, ours=2.0, tuned=3.0)))
     assert code == 0
     assert "0 slower beyond noise" in out
@@ -325,9 +326,9 @@ def test_cuda_without_a_gpu(run, monkeypatch) -> None:
 
 
 def test_what_is_chosen() -> None:
-    assert Options().growth
-    assert not Options(networks=("mnist",)).growth
-    assert Options(only=("growth",)).cases() == []
-    keys = [case.key for case in Options(only=("step",), networks=("mnist",), precisions=("bfloat16",)).cases()]
+    assert BenchOptions().growth
+    assert not BenchOptions(networks=("mnist",)).growth
+    assert BenchOptions(only=("growth",)).cases() == []
+    keys = [case.key for case in BenchOptions(only=("step",), networks=("mnist",), precisions=("bfloat16",)).cases()]
     assert keys == [f"training step 784-256-128 x {batch} bfloat16" for batch in (256, 1024, 8192)]
-    assert Options(quick=True, rounds=3, compile=False).effort.rounds == 3
+    assert BenchOptions(quick=True, rounds=3, compile=False).budget.rounds == 3

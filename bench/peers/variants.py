@@ -1,4 +1,4 @@
-"""The libraries, each behind the same four calls. A side imports its library when it is made, and nothing before."""
+"""The libraries, each behind the same four calls. A variant imports its library when it is made, and nothing before."""
 
 from __future__ import annotations
 
@@ -11,21 +11,21 @@ from typing import Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
-from peers.problem import LR, Problem
+from peers.problem import LR, PeerProblem
 
 SCORE_BATCH = 4096  # rows at a time where a library asks
 
 Rows = NDArray[np.float32]
 
 
-class Side:
+class Variant:
     """`prepare` makes a model with the seed's weights; `fit` trains it, `score` gives each row's mean squared error."""
 
     packages: ClassVar[tuple[str, ...]]
     precisions: ClassVar[tuple[str, ...]] = ("float32",)
     differs: ClassVar[str] = ""
 
-    def __init__(self, problem: Problem, x: Rows) -> None:
+    def __init__(self, problem: PeerProblem, x: Rows) -> None:
         self.problem, self.x = problem, x
         self.low = problem.precision == "bfloat16"
 
@@ -47,18 +47,18 @@ class Side:
 
 
 def import_torch() -> Any:
-    """With its compiler, which its optimizers import when they are first made: 144 MiB that no side adds later."""
+    """With its compiler, which its optimizers import when they are first made: 144 MiB that no variant adds later."""
     import torch
     import torch._dynamo
 
     return torch
 
 
-class Fastae(Side):
+class Fastae(Variant):
     packages = ("fastae", "torch")
     precisions = ("float32", "bfloat16")
 
-    def __init__(self, problem: Problem, x: Rows) -> None:
+    def __init__(self, problem: PeerProblem, x: Rows) -> None:
         super().__init__(problem, x)
 
         import fastae
@@ -89,11 +89,11 @@ class Fastae(Side):
         return self.scorer.score(self.x)
 
 
-class Keras(Side):
+class Keras(Variant):
     packages = ("keras", "tensorflow-cpu")
     precisions = ("float32", "bfloat16")
 
-    def __init__(self, problem: Problem, x: Rows) -> None:
+    def __init__(self, problem: PeerProblem, x: Rows) -> None:
         super().__init__(problem, x)
         import keras
 
@@ -122,7 +122,7 @@ class Keras(Side):
         return self.model.predict(self.x, batch_size=SCORE_BATCH, verbose=0)
 
 
-def torch_network(problem: Problem) -> Any:
+def torch_network(problem: PeerProblem) -> Any:
     from torch import nn
 
     layers: list[nn.Module] = []
@@ -131,7 +131,7 @@ def torch_network(problem: Problem) -> Any:
     return nn.Sequential(*layers[:-1])
 
 
-def load(network: Any, problem: Problem, seed: int) -> None:
+def load(network: Any, problem: PeerProblem, seed: int) -> None:
     """Give the linear layers of a torch network the seed's weights."""
     import torch
 
@@ -142,11 +142,11 @@ def load(network: Any, problem: Problem, seed: int) -> None:
             layer.bias.copy_(torch.from_numpy(b))
 
 
-class Lightning(Side):
+class Lightning(Variant):
     packages = ("lightning", "torch")
     precisions = ("float32", "bfloat16")
 
-    def __init__(self, problem: Problem, x: Rows) -> None:
+    def __init__(self, problem: PeerProblem, x: Rows) -> None:
         super().__init__(problem, x)
         import logging
 
@@ -192,10 +192,10 @@ class Lightning(Side):
         return self.torch.cat(self.trainer.predict(self.model, self.scoring)).float().numpy()
 
 
-class Sklearn(Side):
+class Sklearn(Variant):
     packages = ("scikit-learn",)
 
-    def __init__(self, problem: Problem, x: Rows) -> None:
+    def __init__(self, problem: PeerProblem, x: Rows) -> None:
         super().__init__(problem, x)
         from sklearn.neural_network import MLPRegressor
 
@@ -223,10 +223,10 @@ class Sklearn(Side):
         return self.model.predict(self.x)
 
 
-class Skorch(Side):
+class Skorch(Variant):
     packages = ("skorch", "torch")
 
-    def __init__(self, problem: Problem, x: Rows) -> None:
+    def __init__(self, problem: PeerProblem, x: Rows) -> None:
         super().__init__(problem, x)
         import skorch
 
@@ -249,13 +249,13 @@ class Skorch(Side):
         return self.model.predict(self.x)
 
 
-class PyOD(Side):
+class PyOD(Variant):
     packages = ("pyod", "torch")
     differs = (
         "drops the last, short batch of an epoch (its rows/s count the others); `fit` scores the rows once at its end"
     )
 
-    def __init__(self, problem: Problem, x: Rows) -> None:
+    def __init__(self, problem: PeerProblem, x: Rows) -> None:
         super().__init__(problem, x)
         from pyod.models.auto_encoder import AutoEncoder
 
@@ -288,7 +288,7 @@ class PyOD(Side):
         return self.model.decision_function(self.x, SCORE_BATCH) ** 2 / self.x.shape[1]  # it gives distances
 
 
-SIDES: dict[str, type[Side]] = {
+VARIANTS: dict[str, type[Variant]] = {
     "fastae": Fastae,
     "Keras": Keras,
     "Lightning": Lightning,

@@ -9,11 +9,12 @@ from fastae_emulator.accesses import accesses
 from fastae_emulator.driver import TARGETS
 
 from fastae.verify import budgets
-from fastae.verify.models import PRECISIONS
+from fastae.verify.models import VERIFY_PRECISIONS
 
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.thorough
 def test_the_quick_part_holds_on_two_makers_gpus() -> None:
     lines = child("-m", "fastae.verify.compilation", "--quick", "--target", "sm_90,gfx942").splitlines()
     findings = [found for found in map(json.loads, lines) if "next" not in found]
@@ -64,6 +65,7 @@ budgets_of(128, 1, 2)
 """
 
 
+@pytest.mark.thorough
 def test_what_breaks_a_budget_is_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "faulty.py").write_text(FAULTY)
     monkeypatch.chdir(tmp_path)
@@ -153,4 +155,4 @@ def test_every_exception_says_where_and_why() -> None:
         assert len(exempt.reason.split()) > 5
         assert exempt.targets, f"{exempt.kernel}: an exception is for some GPUs"
         assert set(exempt.targets) <= set(TARGETS)
-        assert set(exempt.precisions) <= set(PRECISIONS)
+        assert set(exempt.precisions) <= set(VERIFY_PRECISIONS)

@@ -1,4 +1,4 @@
-"""What the device can do, measured on it: the rate of its matrix products and of a copy. The roofs of the roofline."""
+"""Peak rates of the device, measured: matrix products and a copy. They are the roofs of the roofline plot."""
 
 from __future__ import annotations
 
@@ -11,30 +11,30 @@ import torch
 from fastae.analysis.products import multiplications
 
 TRIALS = 5
-CPU_SIDES, CUDA_SIDES = (1024, 2048), (4096, 8192)  # of the square matrices
+CPU_WIDTHS, CUDA_WIDTHS = (1024, 2048), (4096, 8192)  # of the square matrices
 
 
 @dataclass(frozen=True)
-class Roof:
+class Peak:
     """flops_per_s: of products, by precision. bytes_per_s: read and written by a copy far larger than the caches."""
 
     flops_per_s: dict[str, float]
     bytes_per_s: float
 
 
-def measure_roof(device: torch.device, precisions: tuple[str, ...]) -> Roof:
-    """The best of a few trials of square products by each library, and of a copy: a roof is what is possible."""
-    sides, values = (CPU_SIDES, 1 << 25) if device.type == "cpu" else (CUDA_SIDES, 1 << 28)
+def measure_peak(device: torch.device, precisions: tuple[str, ...]) -> Peak:
+    """The best of a few trials of square products by each library, and of a copy: a peak is what is possible."""
+    widths, values = (CPU_WIDTHS, 1 << 25) if device.type == "cpu" else (CUDA_WIDTHS, 1 << 28)
     rates = {}
     for precision in precisions:
         dtype, best = getattr(torch, precision), 0.0
-        for side in sides:
-            a, b = (torch.rand(side, side, device=device).to(dtype) for _ in range(2))
-            best = max(best, *(2 * side**3 / _least_seconds(way, device) for way in multiplications(a, b)))
+        for width in widths:
+            a, b = (torch.rand(width, width, device=device).to(dtype) for _ in range(2))
+            best = max(best, *(2 * width**3 / _least_seconds(way, device) for way in multiplications(a, b)))
         rates[precision] = best
     source = torch.zeros(values, device=device)
     target = torch.empty_like(source)
-    return Roof(rates, 2 * source.nbytes / _least_seconds(lambda: target.copy_(source), device))
+    return Peak(rates, 2 * source.nbytes / _least_seconds(lambda: target.copy_(source), device))
 
 
 def _least_seconds(call: Callable[[], object], device: torch.device) -> float:

@@ -7,15 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from fastae.analysis.plain import PlainAutoencoder
 from fastae.analysis.products import products
 from fastae.models.dense import DenseAutoencoder
 from fastae_bench.compiling import compiled
-from fastae_bench.plain import PlainAutoencoder
-from fastae_bench.sides import FLOOR, OURS, Side
 from fastae_bench.sizes import Size
+from fastae_bench.variants import FASTAE, MATMUL_ONLY, Variant
 
-CPU_SIDES = (OURS, "idiom", "tuned", "compiled", FLOOR)
-CUDA_SIDES = (OURS, "idiom", "tuned", "compiled", "reduce-overhead", "max-autotune", FLOOR)
+CPU_VARIANTS = (FASTAE, "idiom", "tuned", "compiled", MATMUL_ONLY)
+CUDA_VARIANTS = (FASTAE, "idiom", "tuned", "compiled", "reduce-overhead", "max-autotune", MATMUL_ONLY)
 
 
 class InferenceProblem:
@@ -28,20 +28,20 @@ class InferenceProblem:
         self.x = torch.rand(size.batch, size.features[0]).to(device, self.dtype)
 
 
-def side(name: str, problem: InferenceProblem) -> Side:
-    if name == FLOOR:
-        return Side(FLOOR, _products(problem))
+def variant(name: str, problem: InferenceProblem) -> Variant:
+    if name == MATMUL_ONLY:
+        return Variant(MATMUL_ONLY, _products(problem))
     function, x = _function(name, problem), problem.x
 
     def run() -> Tensor:
         with torch.inference_mode():
             return function(x)
 
-    return Side(name, run, lambda: {problem.what: run()})
+    return Variant(name, run, lambda: {problem.what: run()})
 
 
 def _function(name: str, problem: InferenceProblem) -> Callable[[Tensor], Tensor]:
-    if name == OURS:
+    if name == FASTAE:
         return problem.model.score if problem.what == "score" else problem.model.encode
     plain = PlainAutoencoder(problem.model, tuned=name != "idiom")
 

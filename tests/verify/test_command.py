@@ -12,7 +12,7 @@ from fastae_emulator import resources
 
 from fastae.cli import main as cli
 from fastae.verify import command
-from fastae.verify.findings import PARTS, Finding, announce, announced, emit, named, parse
+from fastae.verify.findings import VERIFY_PARTS, Finding, announce, announced, emit, named, parse
 
 ROOT = Path(__file__).parents[2]
 GOOD = Finding("numerics", "loss", "float32", "M=3 N=5 K=7, dinput", "", "interpreter", "1.0e-07", "6.0e-07", True)
@@ -37,7 +37,7 @@ def run(tmp_path, monkeypatch, capsys):
 @pytest.fixture
 def children(monkeypatch):
     """Instead of the parts: what each child prints, and then executes."""
-    prints: dict[str, list[Finding]] = {part: [replace(GOOD, part=part)] for part in PARTS}
+    prints: dict[str, list[Finding]] = {part: [replace(GOOD, part=part)] for part in VERIFY_PARTS}
     then: dict[str, str] = {}
 
     def arguments(part, options):
@@ -56,7 +56,7 @@ def test_all_parts_hold(run, children) -> None:
     code, out, err = run("--seed", 7, "--json", "found.json")
     assert (code, err) == (0, "")
     *parts, verdict = out.splitlines()[-5:]
-    assert [line.split()[0] for line in parts] == list(PARTS)
+    assert [line.split()[0] for line in parts] == list(VERIFY_PARTS)
     assert all("1 of 1 checks hold" in line for line in parts)
     assert verdict.startswith("verified: all 4 checks hold; seed 7, ")
     document = json.loads(Path("found.json").read_text())
@@ -65,7 +65,7 @@ def test_all_parts_hold(run, children) -> None:
     assert document["command"] == "fastae verify --seed 7 --json found.json"
     assert set(document["versions"]) == {"fastae", "torch", "triton", "numpy", "python"}
     assert "cores" in document["machine"]
-    assert [f["part"] for f in document["findings"]] == list(PARTS)
+    assert [f["part"] for f in document["findings"]] == list(VERIFY_PARTS)
     assert Finding(**document["findings"][0]) == GOOD
 
 
@@ -96,12 +96,12 @@ def test_many_failures(run, children) -> None:
     assert "... and 10 failures more; --json FILE has them all" in out
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", VERIFY_PARTS)
 def test_each_part_alone(run, children, part) -> None:
     code, out, _ = run(f"--{part}")
     assert code == 0
     assert out.splitlines()[-1].startswith("verified: all 1 checks hold")
-    assert not [p for p in PARTS if p != part and p in out]
+    assert not [p for p in VERIFY_PARTS if p != part and p in out]
 
 
 def test_another_seed_every_time(run, children) -> None:
@@ -152,7 +152,7 @@ note(f"+ {part} {os.environ.get('TRITON_INTERPRET')} {os.environ['OMP_NUM_THREAD
 time.sleep(0.3)
 note("-")
 """
-    for part in PARTS:
+    for part in VERIFY_PARTS:
         children[1][part] = f"part = {part!r}\n{note}"
     run()
     lines = (tmp_path / "notes").read_text().split("\n")[:-1]
@@ -165,14 +165,14 @@ note("-")
 
 
 def test_arguments_of_the_children() -> None:
-    options = command.Options(PARTS, True, 5, ("sm_90",), "loss")
+    options = command.VerifyOptions(VERIFY_PARTS, True, 5, ("sm_90",), "loss")
     assert command._arguments("numerics", options)[1:] == [
         "-m", "fastae.verify.numerics", "--seed", "5", "--quick", "--only", "loss",
     ]  # fmt: skip
     assert command._arguments("compile", options)[1:] == [
         "-m", "fastae.verify.compilation", "--seed", "5", "--quick", "--only", "loss", "--target", "sm_90",
     ]  # fmt: skip
-    assert command._arguments("numerics", command.Options(device="cuda"))[-2:] == ["--device", "cuda"]
+    assert command._arguments("numerics", command.VerifyOptions(device="cuda"))[-2:] == ["--device", "cuda"]
 
 
 def test_a_process_for_each_target(run, children, monkeypatch) -> None:
@@ -289,6 +289,7 @@ def fastae(*args: object) -> subprocess.CompletedProcess[str]:
     )  # fmt: skip
 
 
+@pytest.mark.thorough
 def test_for_real(tmp_path) -> None:
     """One op, from the command to the file; the same seed gives the same findings."""
     runs = []

@@ -1,4 +1,4 @@
-"""A side: one way of doing a piece of work; and whether two of them did the same."""
+"""A variant: one way of doing a piece of work; and whether two of them did the same."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-OURS = "fastae"
-FLOOR = "products"  # the bare matrix products of the work: no result to compare, a share instead of a ratio
+FASTAE = "fastae"
+MATMUL_ONLY = "products"  # the bare matrix products of the work: no result to compare, a share instead of a ratio
 
 # The largest relative distance |a - b| / |b| (Frobenius) of two results that count as the same. In fp32 rounding moves
 # a sum of 20,000 terms by 1e-5, and a pre-activation that rounding takes across the kink of relu moves a gradient by
@@ -19,7 +19,7 @@ TOLERANCE = {"float32": 1e-3, "bfloat16": 4e-2}
 
 
 @dataclass(frozen=True)
-class Side:
+class Variant:
     """`run` is what is timed, one call at a time. `results` is what it computes, from the state that all begin with."""
 
     name: str

@@ -14,15 +14,15 @@ from fastae.nn.linear_act import linear_act
 from fastae.nn.linear_act_loss import linear_act_mse
 from fastae.nn.losses import mse_loss
 from fastae_bench.compiling import compiled
-from fastae_bench.sides import FLOOR, OURS, Side
 from fastae_bench.sizes import Size
+from fastae_bench.variants import FASTAE, MATMUL_ONLY, Variant
 
-CPU_SIDES = (OURS, "idiom", "tuned", "compiled", FLOOR)
-CUDA_SIDES = (OURS, "idiom", "tuned", "compiled", "max-autotune", FLOOR)
+CPU_VARIANTS = (FASTAE, "idiom", "tuned", "compiled", MATMUL_ONLY)
+CUDA_VARIANTS = (FASTAE, "idiom", "tuned", "compiled", "max-autotune", MATMUL_ONLY)
 
 
 @dataclass(frozen=True)
-class Op:
+class OpVariants:
     """An op in three ways of writing it; `wants` are the arguments that get a gradient, none for the forward alone."""
 
     ours: Callable[..., Tensor]
@@ -33,27 +33,27 @@ class Op:
 
 
 OPS = {
-    "linear_act forward": Op(
+    "linear_act forward": OpVariants(
         lambda x, w, b: linear_act(x, w, b, "relu"),
         lambda x, w, b: F.relu(F.linear(x, w, b)),
         lambda x, w, b: F.linear(x, w, b).relu_(),
         "x w b",
     ),
-    "linear_act forward+backward": Op(
+    "linear_act forward+backward": OpVariants(
         lambda x, w, b: linear_act(x, w, b, "relu"),
         lambda x, w, b: F.relu(F.linear(x, w, b)),
         lambda x, w, b: F.linear(x, w, b).relu_(),
         "x w b",
         "x w b",
     ),
-    "mse_loss": Op(
+    "mse_loss": OpVariants(
         mse_loss,
         lambda y, t: ((y - t) ** 2).mean(),
         F.mse_loss,
         "y t",
         "y",
     ),
-    "linear_act_mse": Op(
+    "linear_act_mse": OpVariants(
         linear_act_mse,
         lambda h, v, c, t: ((F.linear(h, v, c) - t) ** 2).mean(),
         lambda h, v, c, t: F.mse_loss(F.linear(h, v, c), t),
@@ -88,12 +88,12 @@ class OpProblem:
         self.dy = uniform(size.batch, n) if "w" in self.op.wants else None
 
 
-def side(name: str, problem: OpProblem) -> Side:
+def variant(name: str, problem: OpProblem) -> Variant:
     op = problem.op
-    if name == FLOOR:
-        return Side(FLOOR, _products(problem))
-    if name in (OURS, "idiom", "tuned"):
-        function = {OURS: op.ours, "idiom": op.idiom, "tuned": op.tuned}[name]
+    if name == MATMUL_ONLY:
+        return Variant(MATMUL_ONLY, _products(problem))
+    if name in (FASTAE, "idiom", "tuned"):
+        function = {FASTAE: op.ours, "idiom": op.idiom, "tuned": op.tuned}[name]
     else:
         function = compiled(op.tuned, "default" if name == "compiled" else name)
     arguments, wanted, dy = problem.arguments, problem.wanted, problem.dy
@@ -112,7 +112,7 @@ def side(name: str, problem: OpProblem) -> Side:
         names = ["output", *(f"d{name}" for name in op.wants.split())]
         return dict(zip(names, forward_backward(), strict=True))
 
-    return Side(name, forward_backward if wanted else forward, results)
+    return Variant(name, forward_backward if wanted else forward, results)
 
 
 def _products(problem: OpProblem) -> Callable[[], object]:
@@ -123,4 +123,4 @@ def _products(problem: OpProblem) -> Callable[[], object]:
             dp = torch.rand(problem.rows, len(w), dtype=problem.dtype, device=problem.device)
             calls += [fastest(dp.t(), x), fastest(dp, w)]
         return lambda: [call() for call in calls]
-    raise ValueError("op_sides: an op without matrix products has no floor of products")
+    raise ValueError("op_variants: an op without matrix products has no matmul-only variant")

@@ -1,4 +1,4 @@
-"""The networks of the baselines: `torch.nn`'s own layers with fastae's weights."""
+"""Plain PyTorch baseline: the same network from `torch.nn`'s own layers, with fastae's weights."""
 
 from __future__ import annotations
 

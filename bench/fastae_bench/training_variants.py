@@ -1,4 +1,4 @@
-"""A training step, written in the ways people write it: every side from the same weights, on the same batches."""
+"""A training step, written in the ways people write it: every variant from the same weights, on the same batches."""
 
 from __future__ import annotations
 
@@ -12,16 +12,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 
+from fastae.analysis.plain import PlainAutoencoder
 from fastae.analysis.products import products
 from fastae.engine.train_step import TrainStep
 from fastae.models.dense import DenseAutoencoder
 from fastae_bench.compiling import compiled
-from fastae_bench.plain import PlainAutoencoder
-from fastae_bench.sides import FLOOR, OURS, Side
 from fastae_bench.sizes import Size
+from fastae_bench.variants import FASTAE, MATMUL_ONLY, Variant
 
-CPU_SIDES = (OURS, "idiom", "tuned", "compiled", FLOOR)
-CUDA_SIDES = (OURS, "idiom", "tuned", "compiled", "reduce-overhead", "max-autotune", "graphed", FLOOR)
+CPU_VARIANTS = (FASTAE, "idiom", "tuned", "compiled", MATMUL_ONLY)
+CUDA_VARIANTS = (FASTAE, "idiom", "tuned", "compiled", "reduce-overhead", "max-autotune", "graphed", MATMUL_ONLY)
 COMPARED_STEPS = 3  # the first has the initial weights; the later ones show whether the updates were the same
 SEED = 1  # of the order of the batches
 DATA_VALUES = 1 << 24  # of the resident data, where the compared batches are not more: 64 MiB in fp32
@@ -32,8 +32,8 @@ def rows_of_data(size: Size) -> int:
     return size.batch * max(COMPARED_STEPS, min(4096, DATA_VALUES // size.features[0]) // size.batch)
 
 
-class Problem:
-    """Weights and data that all sides share. The data is uniform in [0, 1), as scaled pixels and features are."""
+class TrainingProblem:
+    """Weights and data that all variants share. The data is uniform in [0, 1), as scaled pixels and features are."""
 
     def __init__(self, size: Size, precision: str, device: torch.device, rows: int | None = None) -> None:
         torch.manual_seed(0)
@@ -52,30 +52,31 @@ class Problem:
         return self.x.to(getattr(torch, self.precision))
 
     def batches(self) -> Iterator[Tensor]:
-        """Indices of full batches, drawn anew for every pass over the data; the same for every side."""
+        """Indices of full batches, drawn anew for every pass over the data; the same for every variant."""
         generator = torch.Generator().manual_seed(SEED)
         while True:
             order = torch.randperm(self.rows, generator=generator).to(self.device)
             yield from order.split(self.size.batch)
 
 
-def side(name: str, problem: Problem) -> Side:
-    """The side of that name, one call of which is one step."""
-    if name == FLOOR:
+def variant(name: str, problem: TrainingProblem) -> Variant:
+    """The variant of that name, one call of which is one step."""
+    if name == MATMUL_ONLY:
         dtype = getattr(torch, problem.precision)
-        return Side(FLOOR, products(problem.size.layers, problem.size.batch, dtype, problem.device, backward=True))
-    make = {OURS: _fastae, "idiom": _idiom, "graphed": _graphed}.get(name)
+        size, device = problem.size, problem.device
+        return Variant(MATMUL_ONLY, products(size.layers, size.batch, dtype, device, backward=True))
+    make = {FASTAE: _fastae, "idiom": _idiom, "graphed": _graphed}.get(name)
     return make(problem) if make else _tuned(problem, name, MODES[name])
 
 
 # ---------------------------------------------------------------- fastae
 
 
-def _fastae(problem: Problem) -> Side:
+def _fastae(problem: TrainingProblem) -> Variant:
     model = copy.deepcopy(problem.model)
     step = TrainStep(model, _adam(model, problem.device), problem.size.batch, problem.precision)
     data, batches = problem.resident, problem.batches()
-    return _of_steps(OURS, model, lambda: step(data, next(batches)))
+    return _of_steps(FASTAE, model, lambda: step(data, next(batches)))
 
 
 def _adam(model: nn.Module, device: torch.device) -> torch.optim.Adam:
@@ -85,11 +86,11 @@ def _adam(model: nn.Module, device: torch.device) -> torch.optim.Adam:
 
 # ---------------------------------------------------------------- PyTorch
 
-# Names of the sides that are the tuned step, and the mode of torch.compile that they are compiled in.
+# Names of the variants that are the tuned step, and the mode of torch.compile that they are compiled in.
 MODES = {"tuned": None, "compiled": "default", "reduce-overhead": "reduce-overhead", "max-autotune": "max-autotune"}
 
 
-def idiom_step(problem: Problem, model: nn.Module) -> Callable[[Tensor], float]:
+def idiom_step(problem: TrainingProblem, model: nn.Module) -> Callable[[Tensor], float]:
     """As tutorials have it: Adam's defaults and `loss.item()`; the batches come from a DataLoader."""
     optimizer = torch.optim.Adam(model.parameters())
 
@@ -105,13 +106,13 @@ def idiom_step(problem: Problem, model: nn.Module) -> Callable[[Tensor], float]:
     return step
 
 
-def loader(problem: Problem, seed: int) -> DataLoader[tuple[Tensor, ...]]:
-    """What `shuffle=True` makes, with a generator that gives the order of `batches`."""
+def loader(problem: TrainingProblem, seed: int) -> DataLoader[tuple[Tensor, ...]]:
+    """A DataLoader as `shuffle=True` makes it, with a generator that gives the order of `batches`."""
     sampler = RandomSampler(problem.x, generator=torch.Generator().manual_seed(seed))
     return DataLoader(TensorDataset(problem.x.cpu()), problem.size.batch, sampler=sampler, drop_last=True)
 
 
-def tuned_step(problem: Problem, model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
+def tuned_step(problem: TrainingProblem, model: nn.Module, mode: str | None) -> Callable[[Tensor], Tensor]:
     """A step on x[rows]: resident data, `index_select`, `Adam(fused=True)`, `set_to_none`, autocast for bf16.
 
     In bf16 the data is resident in bf16, as ours is: that is up to 1.2 times faster than casting every batch. Forward
@@ -136,7 +137,7 @@ def tuned_step(problem: Problem, model: nn.Module, mode: str | None) -> Callable
     return step
 
 
-def _idiom(problem: Problem) -> Side:
+def _idiom(problem: TrainingProblem) -> Variant:
     model = PlainAutoencoder(problem.model)
     step = idiom_step(problem, model)
     passes = loader(problem, SEED)
@@ -144,13 +145,13 @@ def _idiom(problem: Problem) -> Side:
     return _of_steps("idiom", model, lambda: torch.tensor(step(next(batches))))
 
 
-def _tuned(problem: Problem, name: str, mode: str | None) -> Side:
+def _tuned(problem: TrainingProblem, name: str, mode: str | None) -> Variant:
     model = PlainAutoencoder(problem.model)
     step, batches = tuned_step(problem, model, mode), problem.batches()
     return _of_steps(name, model, lambda: step(next(batches)))
 
 
-def _graphed(problem: Problem) -> Side:
+def _graphed(problem: TrainingProblem) -> Variant:
     """The tuned step captured as a CUDA graph, by PyTorch's documented pattern; batches are copied into its memory."""
     model = PlainAutoencoder(problem.model)
     optimizer = _adam(model, problem.device)
@@ -191,11 +192,11 @@ def _graphed(problem: Problem) -> Side:
 # ---------------------------------------------------------------- results
 
 
-def _of_steps(name: str, model: nn.Module, step: Callable[[], Tensor]) -> Side:
+def _of_steps(name: str, model: nn.Module, step: Callable[[], Tensor]) -> Variant:
     def results() -> Mapping[str, Tensor]:
         losses = [step().clone()]
         grads = {f"gradient {i}": p.grad.clone() for i, p in enumerate(model.parameters()) if p.grad is not None}
         losses += [step().clone() for _ in range(COMPARED_STEPS - 1)]
         return {f"loss {i}": loss for i, loss in enumerate(losses, 1)} | grads
 
-    return Side(name, step, results)
+    return Variant(name, step, results)

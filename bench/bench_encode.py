@@ -1,7 +1,0 @@
-"""`encode` beside the plain encoder."""
-
-LEVEL = "encode"
-
-
-def test_encode(turns):
-    turns()

@@ -1,7 +1,0 @@
-"""Epochs of `fit` beside loops that people write."""
-
-LEVEL = "fit"
-
-
-def test_training(turns):
-    turns()
