@@ -333,7 +333,9 @@ def test_errors(function: Callable[..., Tensor], change: dict[str, object], erro
 def test_a_target_with_a_gradient_is_fine_where_none_is_made() -> None:
     x, w, b = layer("relu", 9, 6, 5, torch.float32)
     with torch.no_grad():
-        linear_act_loss(x, w, b, normal(9, 6).requires_grad_(), "relu", "mae")
+        loss = linear_act_loss(x, w, b, normal(9, 6).requires_grad_(), "relu", "mae")
+        assert torch.equal(loss, linear_act_loss(x, w, b, normal(9, 6), "relu", "mae"))
+    assert not loss.requires_grad
 
 
 # ---------------------------------------------------------------- opcheck
