@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import operator
 from typing import Any, Protocol
 
 import torch
@@ -17,7 +16,7 @@ from fastae.engine.parameters import is_dense
 from fastae.engine.program import Dense, Program
 from fastae.engine.signature import HOOKS, Signature
 from fastae.engine.static_step import StaticStep
-from fastae.nn.arguments import is_dtensor
+from fastae.nn.arguments import is_dtensor, whole_number
 from fastae.nn.backend import get_backend, use_backend
 
 logger = logging.getLogger(__name__)
@@ -75,9 +74,8 @@ class TrainStep:
     ) -> None:
         if not isinstance(model, nn.Module) or not callable(getattr(model, "program", None)):
             raise TypeError(f"TrainStep: model must be an autoencoder of fastae; got {type(model).__name__}")
-        self.batch_size, self.seed = _whole("batch_size", batch_size), _whole("seed", seed, least=None)
-        if self.batch_size < 1:
-            raise ValueError(f"TrainStep: batch_size must be at least 1; got {batch_size}")
+        self.batch_size = whole_number("TrainStep", "batch_size", batch_size, 1)
+        self.seed = whole_number("TrainStep", "seed", seed)
         self.model: Any = model
         self.optimizer, self.steps = optimizer, 0
         self._precision, self._group, self._backend = precision, group, get_backend()
@@ -193,7 +191,8 @@ class TrainStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        self.seed, self.steps = _whole("seed", state["seed"], least=None), _whole("steps", state["steps"], least=0)
+        self.seed = whole_number("TrainStep", "seed", state["seed"])
+        self.steps = whole_number("TrainStep", "steps", state["steps"], 0)
 
     def _without_rows(self) -> Tensor:
         """A step to which this process has no rows, and the others may have."""
@@ -233,16 +232,6 @@ def _capturable(program: Program) -> bool:
         and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in m.parameters(recurse=False))
         for m in islands
     )
-
-
-def _whole(name: str, value: object, least: int | None = None) -> int:
-    try:
-        number = operator.index(value)  # type: ignore[arg-type]
-    except TypeError:
-        raise TypeError(f"TrainStep: {name} must be a whole number; got {value!r}") from None
-    if least is not None and number < least:
-        raise ValueError(f"TrainStep: {name} must be at least {least}; got {number}")
-    return number
 
 
 def compute_dtype(model: nn.Module, precision: str | None) -> torch.dtype:

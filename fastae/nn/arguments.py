@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import operator
 from collections.abc import Container, Iterable, Sequence
 from typing import Any
 
@@ -18,6 +19,17 @@ def nearest(name: str, valid: Iterable[str]) -> str:
     """`; did you mean 'relu'?` for the valid name closest to `name`, or nothing when none is close."""
     close = difflib.get_close_matches(str(name), list(valid), n=1)
     return f"; did you mean {close[0]!r}?" if close else ""
+
+
+def whole_number(function: str, name: str, value: object, least: int | None = None) -> int:
+    """The value as an int. Raises TypeError for what is no whole number, ValueError below `least`."""
+    try:
+        number = operator.index(value)  # type: ignore[arg-type]
+    except TypeError:
+        raise TypeError(f"{function}: {name} must be a whole number; got {value!r}") from None
+    if least is not None and number < least:
+        raise ValueError(f"{function}: {name} must be at least {least}; got {number}")
+    return number
 
 
 def admit(

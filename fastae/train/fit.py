@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import operator
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -17,7 +16,7 @@ from torch import Tensor, nn
 from fastae.data.arrays import CHUNK_VALUES, check_all_finite, check_rows, to_tensor
 from fastae.engine.parameters import is_dense
 from fastae.engine.train_step import Trainable, TrainStep
-from fastae.nn.arguments import is_dtensor, nearest
+from fastae.nn.arguments import is_dtensor, nearest, whole_number
 from fastae.nn.losses import eager_loss
 from fastae.train.callbacks import Checkpoint
 from fastae.train.distributed import Ranks, digest
@@ -81,9 +80,9 @@ def fit(
 ) -> History:
     """The training loop of `Autoencoder.fit`, whose docstring says what it does."""
     epochs, batch_size, seed = (
-        _whole("epochs", epochs),
-        _whole("batch_size", batch_size),
-        _whole("seed", seed, least=None),
+        whole_number("fit", "epochs", epochs, 1),
+        whole_number("fit", "batch_size", batch_size, 1),
+        whole_number("fit", "seed", seed),
     )
     lr, weight_decay = float(lr), float(weight_decay)
     _check_options(lr, weight_decay, validation_split, precision)
@@ -262,16 +261,6 @@ def _checked_data(x: NDArray[Any] | Tensor, model: TrainableModel, like: Tensor,
     data = to_tensor(x, like).detach()
     check_all_finite(data, f"{name} as {str(like.dtype)[6:]}")  # 1e39 is finite in float64 alone
     return data
-
-
-def _whole(name: str, value: int, least: int | None = 1) -> int:
-    try:
-        number = operator.index(value)
-    except TypeError:
-        raise TypeError(f"fit: {name} must be a whole number; got {value!r}") from None
-    if least is not None and number < least:
-        raise ValueError(f"fit: {name} must be at least {least}; got {number}")
-    return number
 
 
 def _check_options(lr: float, weight_decay: float, validation_split: float, precision: str) -> None:
