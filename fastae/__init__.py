@@ -4,22 +4,23 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastae import aliases as _aliases
-from fastae.data.scaling import Scaler
-from fastae.engine.train_step import TrainStep
+from fastae.engine import library as _library  # noqa: F401, torch.ops.fastae: graphs that somebody saved call them
 from fastae.models.dense import DenseAutoencoder
 from fastae.models.loading import load
 from fastae.nn.backend import get_backend, set_backend, use_backend
-from fastae.nn.linear_act import LinearAct, linear_act
-from fastae.nn.linear_act_loss import linear_act_loss, linear_act_mse
-from fastae.nn.losses import MSELoss, mse_loss
-from fastae.train.callbacks import Checkpoint, EarlyStopping
-from fastae.train.history import History
-from fastae.train.run import Callback
 
 if TYPE_CHECKING:
     from fastae.analysis.explain import explain
     from fastae.analysis.profile import profile
+    from fastae.data.scaling import Scaler
+    from fastae.engine.train_step import TrainStep
+    from fastae.nn.linear_act import LinearAct, linear_act
+    from fastae.nn.linear_act_loss import linear_act_loss, linear_act_mse
+    from fastae.nn.losses import MSELoss, mse_loss
     from fastae.patching.patch import PatchReport, patch, unpatch
+    from fastae.train.callbacks import Checkpoint, EarlyStopping
+    from fastae.train.history import History
+    from fastae.train.run import Callback
 
 _aliases.register()
 
@@ -51,23 +52,30 @@ __all__ = [
 
 # Imported on first use: a program that loads a model and scores rows needs none of them
 _LATER = {
-    "explain": "fastae.analysis.explain",
-    "profile": "fastae.analysis.profile",
-    "PatchReport": "fastae.patching.patch",
-    "patch": "fastae.patching.patch",
-    "unpatch": "fastae.patching.patch",
-    "likelihoods": "",
-    "verify": "",
+    "fastae.analysis.explain": ("explain",),
+    "fastae.analysis.profile": ("profile",),
+    "fastae.data.scaling": ("Scaler",),
+    "fastae.engine.train_step": ("TrainStep",),
+    "fastae.nn.linear_act": ("LinearAct", "linear_act"),
+    "fastae.nn.linear_act_loss": ("linear_act_loss", "linear_act_mse"),
+    "fastae.nn.losses": ("MSELoss", "mse_loss"),
+    "fastae.patching.patch": ("PatchReport", "patch", "unpatch"),
+    "fastae.train.callbacks": ("Checkpoint", "EarlyStopping"),
+    "fastae.train.history": ("History",),
+    "fastae.train.run": ("Callback",),
 }
+_MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
+_MODULES = ("likelihoods", "verify")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _LATER:
+    if name in _MODULES:
+        return import_module(f"fastae.{name}")
+    if name not in _MODULE_OF:
         raise AttributeError(f"module 'fastae' has no attribute {name!r}")
-    found = getattr(import_module(_LATER[name]), name) if _LATER[name] else import_module(f"fastae.{name}")
-    globals()[name] = found
+    found = globals()[name] = getattr(import_module(_MODULE_OF[name]), name)
     return found
 
 
 def __dir__() -> list[str]:
-    return sorted({*globals(), *_LATER})
+    return sorted({*globals(), *_MODULE_OF, *_MODULES})

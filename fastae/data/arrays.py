@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
-Rows = TypeVar("Rows", Tensor, NDArray[Any])
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+Rows = TypeVar("Rows", Tensor, "NDArray[Any]")
 
 # Values in a chunk's widest layer: 64 MiB in fp32. Rows of 20,108 then come in chunks of 834; in chunks of 208, each of
 # which reads all weights again, 500 rows took 1.1 times as long.

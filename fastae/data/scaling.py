@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 from fastae.data.arrays import row_blocks
 from fastae.nn.arguments import nearest
+
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
 
 KINDS = ("none", "unit", "standard")
 

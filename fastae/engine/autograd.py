@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from fastae_kernels.elementwise import LossKind
@@ -20,8 +19,7 @@ from fastae.nn.losses import eager_loss
 from fastae.nn.recompute import differentiable_gradients
 
 
-@dataclass(frozen=True)
-class Stack:
+class Stack(NamedTuple):
     """Dense layers, first to last, and the backend of each."""
 
     weights: list[Tensor]

@@ -1,4 +1,4 @@
-"""Whole stacks of layers as `torch.library` ops: `torch.ops.fastae.stack_*`, with fake ones for tracing. Private.
+"""Whole stacks of layers as `torch.library` ops: `torch.ops.fastae.stack_*`, with meta functions for tracing. Private.
 
 `kind` and `setting` name the loss, squared error by default.
 """

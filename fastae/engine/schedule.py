@@ -15,7 +15,7 @@ from torch import Tensor
 from fastae.engine.stages import NOTHING_BELOW, BoundStage, Gradients, Kept, Place, Scale
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class ForwardState:
     """Results of the forward pass that the backward pass needs."""
 

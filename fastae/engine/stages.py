@@ -22,7 +22,7 @@ Gradients = tuple[Tensor | None, Tensor | None]  # dw, db
 NOTHING_BELOW = Below(None, "identity")
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Place:
     """Memory for the results of a stage on a number of rows; None for fresh ones."""
 
@@ -33,7 +33,7 @@ class Place:
     loss: Tensor | None = None  # [], of the last stage
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class Kept:
     """Tensors that a stage's forward pass saves for its backward pass."""
 
@@ -75,7 +75,7 @@ class BoundStage(Protocol):
         ...
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class DenseStage:
     """f(x wT + b): the kernels' own."""
 
@@ -136,7 +136,7 @@ def _run(call: Callable[[], object]) -> None:
     call()
 
 
-@dataclass
+@dataclass(eq=False, repr=False)
 class ModuleStage:
     """Any module, by autograd, on memory of the step: its output and the gradient of its input have fixed places.
 

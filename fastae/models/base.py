@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Sequence
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 from fastae_kernels.elementwise import LossKind
-from numpy.typing import NDArray
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
@@ -19,17 +18,18 @@ from fastae.engine.program import Dense, Module, Program, Stage
 from fastae.engine.signature import HOOKS
 from fastae.likelihoods import MSE, Likelihood
 from fastae.models.format import MODELS
-from fastae.models.saving import save
-from fastae.models.summary import summary
 from fastae.nn.arguments import autocast_dtype, refuse_torchscript, supports_kernels
 from fastae.nn.linear_act import LinearAct
 from fastae.nn.losses import eager_loss, kind_of, mse_loss
 from fastae.nn.tied_linear_act import TiedLinearAct
-from fastae.train.fit import fit
-from fastae.train.history import History
-from fastae.train.run import Callback
 
-Rows = TypeVar("Rows", Tensor, NDArray[Any])
+if TYPE_CHECKING:
+    from numpy.typing import NDArray
+
+    from fastae.train.history import History
+    from fastae.train.run import Callback
+
+Rows = TypeVar("Rows", Tensor, "NDArray[Any]")
 
 
 class Autoencoder(nn.Module):
@@ -173,6 +173,8 @@ class Autoencoder(nn.Module):
         Raises TypeError or ValueError for data or options that do not fit, and FloatingPointError if the loss stops
         being finite; the model is then back at the last finished epoch, which is also what the last checkpoint holds.
         """
+        from fastae.train.fit import fit
+
         return fit(
             self, x, epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, weight_decay=weight_decay,
             validation_split=validation_split, validation_data=validation_data, seed=seed, precision=precision,
@@ -188,10 +190,14 @@ class Autoencoder(nn.Module):
 
         Raises TypeError or ValueError for a model that its description would not bring back, naming what differs.
         """
+        from fastae.models.saving import save
+
         save(self, path)
 
     def summary(self) -> str:
         """A table of layers, shapes, parameters, FLOPs per row, and the compression ratio."""
+        from fastae.models.summary import summary
+
         return summary(self)
 
     def __prepare_scriptable__(self) -> None:

@@ -8,11 +8,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from fastae_kernels import onednn
@@ -74,8 +73,7 @@ def use_backend(name: str) -> Iterator[None]:
         set_backend(before)
 
 
-@dataclass(frozen=True)
-class DeviceSpec:
+class DeviceSpec(NamedTuple):
     """All that a decision looks at of a tensor, for a device that is not at hand; a GPU has its Triton driver there."""
 
     dtype: torch.dtype

@@ -1,4 +1,4 @@
-"""The kernels of a layer and a loss as `torch.library` ops: `torch.ops.fastae.*`, with fake ones for tracing. Private.
+"""Kernels of a layer and a loss as `torch.library` ops: `torch.ops.fastae.*`, with meta functions for tracing. Private.
 
 Each op takes the backend's name as an argument ("torch", "onednn" or "triton"), so that a call depends on nothing but
 its arguments. An optional result that was not asked for comes back as an empty tensor. Names and schemas stay: graphs
@@ -26,7 +26,7 @@ def define(schema: str, implementation: Callable[..., Any], fake: Callable[..., 
     _library.define(schema)
     name = schema.split("(", 1)[0]
     _library.impl(name, implementation, "CompositeExplicitAutograd")
-    torch.library.register_fake(f"fastae::{name}", fake, lib=_library)
+    _library.impl(name, fake, "Meta")
     op = getattr(torch.ops.fastae, name).default
     _IMPLEMENTATIONS[op] = implementation
     return op

@@ -4,7 +4,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import torch
@@ -26,8 +25,7 @@ def accumulator(x: Tensor) -> torch.dtype:
 # ---------------------------------------------------------------- activations
 
 
-@dataclass(frozen=True)
-class Activation:
+class Activation(NamedTuple):
     """`forward(p, out)` writes f(p); `backward(dy, saved, out)` writes dy * f'(p); both may write over their first
     argument. `differentiable(p)` is f for autograd, for gradients of gradients.
 
@@ -167,8 +165,7 @@ class LossKind(NamedTuple):
         return self.row.factor / max(rows * features, 1)
 
 
-@dataclass(frozen=True)
-class Loss:
+class Loss(NamedTuple):
     """The loss of an output y [M, N] against a target t, as sums for the twins and as PyTorch has it for autograd.
 
     `evaluate(y, t, setting, per_row, gradient, out)` returns the sum over all values [], or of each row [M], in `out`
