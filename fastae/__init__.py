@@ -1,24 +1,28 @@
-"""fastae: autoencoders on fused Triton kernels, with a plain PyTorch twin of every kernel."""
+"""fastae: autoencoders on fused Triton kernels, with a plain PyTorch twin of every kernel.
+
+Importing it imports nothing else, PyTorch included: each name is fetched from its module when it is first used. So are
+the ops `torch.ops.fastae.*`; `import fastae.engine.library` registers them for a graph that somebody saved.
+"""
 
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 from fastae import aliases as _aliases
-from fastae.engine import library as _library  # noqa: F401, torch.ops.fastae: graphs that somebody saved call them
-from fastae.models.dense import DenseAutoencoder
-from fastae.models.loading import load
-from fastae.nn.backend import get_backend, set_backend, use_backend
 
 if TYPE_CHECKING:
     from fastae.analysis.explain import explain
     from fastae.analysis.profile import profile
     from fastae.data.scaling import Scaler
     from fastae.engine.train_step import TrainStep
+    from fastae.models.dense import DenseAutoencoder
+    from fastae.models.loading import load
+    from fastae.nn.backend import get_backend, set_backend, use_backend
     from fastae.nn.linear_act import LinearAct, linear_act
     from fastae.nn.linear_act_loss import linear_act_loss, linear_act_mse
     from fastae.nn.losses import MSELoss, mse_loss
     from fastae.patching.patch import PatchReport, patch, unpatch
-    from fastae.train.callbacks import Checkpoint, EarlyStopping
+    from fastae.train.callbacks import EarlyStopping
+    from fastae.train.checkpoint import Checkpoint
     from fastae.train.history import History
     from fastae.train.run import Callback
 
@@ -50,17 +54,20 @@ __all__ = [
     "use_backend",
 ]
 
-# Imported on first use: a program that loads a model and scores rows needs none of them
 _LATER = {
     "fastae.analysis.explain": ("explain",),
     "fastae.analysis.profile": ("profile",),
     "fastae.data.scaling": ("Scaler",),
     "fastae.engine.train_step": ("TrainStep",),
+    "fastae.models.dense": ("DenseAutoencoder",),
+    "fastae.models.loading": ("load",),
+    "fastae.nn.backend": ("get_backend", "set_backend", "use_backend"),
     "fastae.nn.linear_act": ("LinearAct", "linear_act"),
     "fastae.nn.linear_act_loss": ("linear_act_loss", "linear_act_mse"),
     "fastae.nn.losses": ("MSELoss", "mse_loss"),
     "fastae.patching.patch": ("PatchReport", "patch", "unpatch"),
-    "fastae.train.callbacks": ("Checkpoint", "EarlyStopping"),
+    "fastae.train.callbacks": ("EarlyStopping",),
+    "fastae.train.checkpoint": ("Checkpoint",),
     "fastae.train.history": ("History",),
     "fastae.train.run": ("Callback",),
 }

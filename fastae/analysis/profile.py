@@ -75,17 +75,18 @@ def profile(
     if steps < 1 or len(batch) == 0:
         raise ValueError(f"profile: steps and rows must be at least 1; got {steps} steps of {len(batch)} rows")
     x = to_tensor(batch, next(model.parameters())).detach()
-    own = copy.deepcopy(model).train()
-    step = TrainStep(own, _adam(own), len(x), precision)
-    data, rows = x.to(step.dtype), torch.randperm(len(x), device=x.device)
-    layers = [stage.widths for stage in step.static.program.stages if isinstance(stage, Dense)]
-    sides = {
-        "step": lambda: step(data, rows),
-        "autograd": _autograd_step(model, x, rows, step.dtype),
-        "bare": products(layers, len(x), step.dtype, x.device, True),
-    }
-    alone = _alternating(sides, steps)
-    found = _profiled(_ranged_step(model, data, rows, precision), steps, None if trace is None else Path(trace))
+    with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):  # the caller's random state stays
+        own = copy.deepcopy(model).train()
+        step = TrainStep(own, _adam(own), len(x), precision)
+        data, rows = x.to(step.dtype), torch.randperm(len(x), device=x.device)
+        layers = [stage.widths for stage in step.static.program.stages if isinstance(stage, Dense)]
+        sides = {
+            "step": lambda: step(data, rows),
+            "autograd": _autograd_step(model, x, rows, step.dtype),
+            "bare": products(layers, len(x), step.dtype, x.device, True),
+        }
+        alone = _alternating(sides, steps)
+        found = _profiled(_ranged_step(model, data, rows, precision), steps, None if trace is None else Path(trace))
     made = Profile(
         "-".join(map(str, [*model.features, *model.decoder_features[1:]])), len(x), str(step.dtype)[6:], str(x.device),
         torch.get_num_threads(), steps, found, alone["step"], alone["autograd"],

@@ -72,7 +72,7 @@ def table(profile: Profile) -> str:
     rate, bare = (profile.flops / time / 1e3 for time in (us.get("products") or float("inf"), profile.bare_us))
     lines = [
         f"{profile.network}, batch {profile.batch_size}, {profile.dtype}, on {profile.device} with {profile.threads} "
-        f"threads; medians of {profile.steps} steps",
+        f"thread{'' if profile.threads == 1 else 's'}; medians of {profile.steps} steps",
         *text_lines(made, 160),
         f"without the profiler, whose own cost is in every figure above and most of all in python, a step takes "
         f"{profile.step_us:,.0f} us;",
@@ -81,6 +81,11 @@ def table(profile: Profile) -> str:
         f"products: {rate:,.0f} GFLOP/s in the step; alone {bare:,.0f} GFLOP/s, {profile.bare_us:,.0f} us, "
         f"{profile.bare_us / profile.step_us:.0%} of the step",
     ]
+    if profile.step_us > 1.5 * profile.profiled_us or profile.bare_us > 1.2 * profile.step_us:
+        lines.append(
+            "These figures contradict each other (a step takes longer than its parts under the profiler, or less than "
+            "its products alone): the machine was busy. Measure again."
+        )
     if profile.trace:
         lines.append(f"trace: {profile.trace}; open it at ui.perfetto.dev or chrome://tracing")
     return "\n".join(lines)

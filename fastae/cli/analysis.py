@@ -53,7 +53,7 @@ def profile(model: Path | None, features: str | None, activation: str, batch: in
     if batch < 1:
         raise ValueError(f"--batch must be at least 1; got {batch}")
     if trace is not None:
-        check_writable(trace, force)
+        check_writable(trace, force, "--trace")
     ae = _loaded(model, features, activation, "cpu").to(device_named(device))
     rows = torch.rand(batch, ae.features[0], generator=torch.Generator().manual_seed(0))
     fastae.profile(ae, rows, steps=steps, precision=precision, trace=trace)

@@ -36,6 +36,8 @@ def _transform(name: str, summary: str, function: Function) -> click.Command:
     ) -> None:
         set_up(backend)
         if out is not None:
+            if out.exists() and Path(data).exists() and out.samefile(data):
+                raise ValueError(f"--out must be another file than DATA; got {out}")
             check_writable(out, force)
         ae = fastae.load(model, device_named(device))
         x = read(data, key, ae.features[0])

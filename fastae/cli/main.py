@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import re
 import sys
+from collections.abc import Mapping
 from importlib import import_module
-from typing import NoReturn
+from io import TextIOWrapper
+from typing import Any, NoReturn
 
 import click
 
@@ -22,21 +25,34 @@ COMMANDS = {
     "verify": "fastae.cli.verify",
     "bench": "fastae_bench.cli",
 }
+ERRORS = (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError, MemoryError)
+# Arguments of functions that a command line spells in another way; the others are options of the same name
+SPELLED = {
+    "x": "DATA", "source": "DATA", "kind": "--scale", "validation_data": "--validation",
+    "set_backend: name": "--backend",
+}  # fmt: skip
+_ARGUMENT = re.compile(r"^(?:(?P<function>[\w.]+): )?(?P<name>\w+):? (?=must )")
+_ALLOCATION = re.compile(r"tried to allocate (\d+) bytes")
 
 
 def main() -> NoReturn:
     """The entry point: runs the command and turns errors into one line and exit code 2."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="replace")  # a terminal in ASCII shows ? for what it has not
     try:
         sys.exit(cli.main(standalone_mode=False))
     except (KeyboardInterrupt, click.Abort):
         sys.exit(130)
     except click.ClickException as error:
         _fail(error.format_message())
-    except (ValueError, TypeError, OSError, ImportError, ArithmeticError, RuntimeError, MemoryError) as error:
+    except ERRORS as error:
         _fail(str(error) or type(error).__name__)
 
 
 def _fail(message: str) -> NoReturn:
+    if asked := _ALLOCATION.search(message):
+        message = f"there is not enough memory: {int(asked[1]) / 1e9:,.1f} GB are needed at once"
     print("fastae: " + " ".join(message.split()), file=sys.stderr)
     sys.exit(2)
 
@@ -53,11 +69,39 @@ class Commands(click.Group):
         command: click.Command = getattr(import_module(COMMANDS[cmd_name]), cmd_name)
         return command
 
+    def invoke(self, ctx: click.Context) -> Any:
+        """Run the command; its errors name options, where functions name their arguments."""
+        try:
+            return super().invoke(ctx)
+        except (ValueError, TypeError) as error:
+            command = self.get_command(ctx, ctx.invoked_subcommand or "")
+            known = command.params if command else []
+            options = {p.name or "": p.opts[0] for p in known if isinstance(p, click.Option)}
+            if type(error) in (ValueError, TypeError):
+                error.args = (_spelled(str(error), options),)
+            raise
 
-@click.group(cls=Commands, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100})
+
+def _spelled(message: str, options: Mapping[str, str]) -> str:
+    found = _ARGUMENT.match(message)
+    if found is None:
+        return message
+    name = found["name"]
+    option = SPELLED.get(f"{found['function']}: {name}") or SPELLED.get(name) or options.get(name)
+    return message if option is None else f"{option} {message[found.end() :]}"
+
+
+@click.group(
+    cls=Commands,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+    invoke_without_command=True,
+)
 @click.version_option(fastae.__version__)
-def cli() -> None:
+@click.pass_context
+def cli(ctx: click.Context) -> None:
     """Dense autoencoders on fused kernels.
 
     DATA is a .npy, .npz or .csv file, an MNIST IDX file (plain or gzip), or a named set: mnist5k, digits.
     """
+    if ctx.invoked_subcommand is None:
+        click.echo(ctx.get_help())

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import click
+import numpy as np
 import torch
 from numpy.typing import NDArray
 
@@ -37,11 +38,16 @@ def device_named(name: str) -> torch.device:
         raise ValueError(f"--device must be one that works here; got {name!r} ({str(error).splitlines()[0]})") from None
 
 
+def is_npz(source: str) -> bool:
+    """Whether --key can name an array in it."""
+    return source.lower().endswith(".npz")
+
+
 def read(source: str, key: str | None, width: int) -> NDArray[Any]:
-    x = read_array(source, key if source.endswith(".npz") else None) if key else read_array(source)
+    x = read_array(source, key)
     if x.shape[1] != width:
         raise ValueError(f"{source} must have {width} features, as the model has; got {x.shape[1]}")
-    check_finite(x, source)
+    check_finite(x, source, largest=float(np.finfo(np.float32).max))  # it is computed with in float32
     return x
 
 

@@ -3,22 +3,29 @@
 from __future__ import annotations
 
 import json
+import signal
 import sys
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 import click
+import numpy as np
 import torch
+from click.core import ParameterSource
 from numpy.typing import NDArray
 
 import fastae
-from fastae.cli.options import backend, device, device_named, force, key, numbers, read, set_up, source
+from fastae.cli.options import backend, device, device_named, force, is_npz, key, numbers, read, set_up, source
 from fastae.data.scaling import Scaler
-from fastae.data.writers import check_writable, write_atomically
+from fastae.data.writers import check_new_folder, new_folder, write_atomically
 from fastae.models.dense import DenseAutoencoder
 from fastae.train.distributed import Ranks, launched, own_device, restarts
 from fastae.train.fit import split_rows
 from fastae.train.plots import image_side, plot_reconstructions
+
+CHECKPOINT = "checkpoint.safetensors"
+LARGE = 100.0  # root mean square of data above which scaling is worth a word
 
 
 @click.command()
@@ -42,7 +49,7 @@ from fastae.train.plots import image_side, plot_reconstructions
 @click.option("--checkpoint", type=click.Path(path_type=Path), help="Folder for a checkpoint after every epoch.")
 @click.option("--resume", is_flag=True, help="Go on from the checkpoint, if there is one.")
 @click.option("--seed", default=0, show_default=True)
-@click.option("--precision", default="float32", show_default=True, help="float32 or bfloat16.")
+@click.option("--precision", default="float32", show_default=True, type=click.Choice(["float32", "bfloat16"]))
 @device
 @backend
 @click.option("--out", default="model", show_default=True, type=click.Path(path_type=Path), help="Folder to save to.")
@@ -51,18 +58,18 @@ from fastae.train.plots import image_side, plot_reconstructions
 def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **options: Any) -> None:
     """Train an autoencoder on DATA and save it, its loss curve and (for square images) reconstructions.
 
-    Under `torchrun --nproc-per-node N -m fastae train ...` each process takes its share of every batch and rank 0
-    writes; with --checkpoint, a restart of torchrun's (--max-restarts) goes on from the last epoch.
+    Ctrl-C, SIGTERM and SIGHUP end training early; what has been trained is saved. Under `torchrun --nproc-per-node N -m
+    fastae train ...` each process takes its share of every batch and rank 0 writes; with --checkpoint, a restart of
+    torchrun's (--max-restarts) goes on from the last epoch.
     """
     with launched():
-        _train(data, key, out, force, quiet, options)
+        _train(data, key, out, force or restarts() > 0, quiet, options)
 
 
 def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, options: dict[str, Any]) -> None:
     ranks = Ranks()
     set_up(options["backend"])
-    ranks.on_rank_0(lambda: check_writable(out / "model.safetensors", force or restarts() > 0))
-    callbacks = _callbacks(options, force, ranks)
+    callbacks = _checked(out, force, options, ranks)
     quiet = quiet or ranks.rank > 0
     widths = numbers(options["features"], "--features")
     decoder = options["decoder_features"] and numbers(options["decoder_features"], "--decoder-features")
@@ -77,7 +84,7 @@ def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, opti
         options["tied"],
     ).to(device_named(own_device(options["device"])))
     if options["validation"]:
-        held_out = read(options["validation"], key, widths[0])
+        held_out = read(options["validation"], key if is_npz(options["validation"]) else None, widths[0])
     else:
         generator = torch.Generator().manual_seed(options["seed"])
         rows, held_out_rows = split_rows(len(x), options["validation_split"], generator)
@@ -87,48 +94,123 @@ def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, opti
     x, held_out = scaler.transform(x), scaler.transform(held_out)
     if not quiet:
         print(model.summary())
+        _hint(x)
     names = ("epochs", "batch_size", "lr", "optimizer", "weight_decay", "seed", "precision")
-    history = model.fit(
-        x, validation_split=0.0, validation_data=held_out if len(held_out) else None, callbacks=callbacks,
-        progress=not quiet, **{name: options[name] for name in names},
-    )  # fmt: skip
-    if ranks.rank > 0:
-        return
-    model.save(out)
-    write_atomically({out / "history.json": (json.dumps(history.to_dict(), indent=2) + "\n").encode()})
-    pictures = _draw(model, history, held_out if len(held_out) else x, out)
-    if not quiet:
-        print(f"{_closing(history)}; saved {out}{pictures}")
+    signals = _Signals(ranks)
+    with signals:
+        history = model.fit(
+            x, validation_split=0.0, validation_data=held_out if len(held_out) else None, callbacks=callbacks,
+            progress=not quiet, **{name: options[name] for name in names},
+        )  # fmt: skip
+        signals.ignore()
+        if ranks.rank > 0:
+            return
+        if history.epochs:
+            _save(model, history, out, force or _same(out, options["checkpoint"]))
+    if not history.epochs:
+        print("interrupted before the first epoch ended; nothing was saved", file=sys.stderr)
+    else:
+        pictures = _draw(model, history, held_out if len(held_out) else x, out)
+        if not quiet:
+            print(f"{_closing(history)}; saved {out}{pictures}")
     if history.stopped == "interrupted":
-        sys.exit(130)
+        sys.exit(128 + signals.received)
 
 
-def _callbacks(options: dict[str, Any], force: bool, ranks: Ranks) -> list[fastae.Callback]:
+def _save(model: DenseAutoencoder, history: fastae.History, out: Path, replace: bool) -> None:
+    with new_folder(out, replace, "model.safetensors") as folder:
+        model.save(folder)
+        write_atomically({folder / "history.json": (json.dumps(history.to_dict(), indent=2) + "\n").encode()})
+
+
+def _same(out: Path, checkpoint: Path | None) -> bool:
+    return checkpoint is not None and out.resolve() == checkpoint.resolve()
+
+
+def _checked(out: Path, force: bool, options: dict[str, Any], ranks: Ranks) -> list[fastae.Callback]:
+    """The callbacks, after every check that needs neither data nor model."""
+    context = click.get_current_context()
+    if options["validation"] and context.get_parameter_source("validation_split") == ParameterSource.COMMANDLINE:
+        raise click.UsageError("--validation and --validation-split exclude each other")
+    if not 0 <= options["validation_split"] < 1:
+        raise ValueError(f"--validation-split must be at least 0 and below 1; got {options['validation_split']}")
     callbacks: list[fastae.Callback] = []
     if options["patience"] is not None:
+        if not options["validation"] and options["validation_split"] == 0:
+            raise click.UsageError("--patience needs rows to validate on: --validation-split above 0 or --validation")
         callbacks.append(fastae.EarlyStopping(options["patience"]))
-    if options["checkpoint"] is not None:
-        checkpoint = fastae.Checkpoint(options["checkpoint"], resume=options["resume"] or restarts() > 0)
-        if ranks.size > 1 and not checkpoint.resume:  # a restart before the first epoch ends must not find an older one
-            ranks.on_rank_0(lambda: _start_over(checkpoint.path, force))
+    folder = options["checkpoint"]
+    if folder is not None:
+        resume = options["resume"] or restarts() > 0
+        checkpoint = fastae.Checkpoint(folder, resume=resume, overwrite=force)
+        if not resume:
+            ranks.on_rank_0(lambda: _check_free(checkpoint.path, force, ranks))
+        if (done := ranks.on_rank_0(lambda: checkpoint.epochs)) > options["epochs"]:
+            raise ValueError(
+                f"--epochs must be at least {done}, as many as the checkpoint has; got {options['epochs']}"
+            )
         callbacks.append(checkpoint)
     elif options["resume"]:
         raise click.UsageError("--resume needs --checkpoint FOLDER")
+    ranks.on_rank_0(lambda: check_new_folder(out, force, but=[CHECKPOINT] if _same(out, folder) else ()))
     return callbacks
 
 
-def _start_over(checkpoint: Path, force: bool) -> None:
+def _check_free(checkpoint: Path, force: bool, ranks: Ranks) -> None:
     if checkpoint.exists() and not force:
-        raise ValueError(f"{checkpoint} exists; add --resume to go on from it, or --force to start over")
-    checkpoint.unlink(missing_ok=True)
+        raise ValueError(f"--checkpoint: {checkpoint} exists; add --resume to go on from it, or --force to start over")
+    if ranks.size > 1:  # a restart before the first epoch ends must not find an older one
+        checkpoint.unlink(missing_ok=True)
+
+
+def _hint(x: NDArray[Any]) -> None:
+    size = float(np.sqrt(np.mean(np.square(x[:10_000], dtype=np.float64))))
+    if size > LARGE:
+        print(f"note: the rows' values are about {size:.2g} in size; --scale standard or unit trains better")
+
+
+# ---------------------------------------------------------------- signals
+
+
+class _Signals:
+    """While it is entered, SIGTERM and SIGHUP are as Ctrl-C. Several processes are torchrun's to end."""
+
+    def __init__(self, ranks: Ranks) -> None:
+        self.received = int(signal.SIGINT)
+        names = [n for n in ("SIGTERM", "SIGHUP") if hasattr(signal, n)] if ranks.size == 1 else []
+        numbers = [getattr(signal, name) for name in names]
+        self._numbers = [n for n in numbers if signal.getsignal(n) is signal.SIG_DFL]  # nohup, say, ignores one
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> None:
+        for number in self._numbers:
+            self._before[number] = signal.signal(number, self._interrupt)
+
+    def _interrupt(self, number: int, _: FrameType | None) -> NoReturn:
+        self.received = number
+        raise KeyboardInterrupt
+
+    def ignore(self) -> None:
+        """From now on they and Ctrl-C do nothing: what has been trained is being saved."""
+        for number in (signal.SIGINT, *self._numbers):
+            before = signal.signal(number, signal.SIG_IGN)
+            self._before.setdefault(number, before)
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._before.items():
+            signal.signal(number, handler)
+
+
+# ---------------------------------------------------------------- the end
 
 
 def _closing(history: fastae.History) -> str:
-    if not history.epochs:
-        return "interrupted before the first epoch ended"
-    val_loss = f", val_loss {history.val_loss[-1]:.6g}" if history.val_loss else ""
     stopped = f" ({history.stopped})" if history.stopped else ""
-    return f"{history.epochs} epochs{stopped}: loss {history.loss[-1]:.6g}{val_loss}"
+    epoch = history.best_epoch or history.epochs
+    val_loss = f"val_loss {history.val_loss[epoch - 1]:.6g}" if history.val_loss else ""
+    if history.best_epoch:
+        return f"{history.epochs} epochs{stopped}; best epoch {epoch}: {val_loss}"
+    return f"{history.epochs} epochs{stopped}: {', '.join(filter(None, [f'loss {history.loss[-1]:.6g}', val_loss]))}"
 
 
 def _draw(model: DenseAutoencoder, history: fastae.History, x: NDArray[Any], out: Path) -> str:

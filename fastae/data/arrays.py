@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
+
+from fastae.nn.arguments import FLOATS
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -24,14 +27,35 @@ def check_rows(x: object, width: int, name: str) -> None:
     """x is a tensor or array [rows, width] of real floating-point numbers."""
     if not isinstance(x, (np.ndarray, Tensor)):
         raise TypeError(f"{name} must be a numpy array or a torch.Tensor; got {type(x).__name__}")
+    refuse_masked(x, name)
+    if isinstance(x, Tensor) and x.layout is not torch.strided:
+        raise TypeError(f"{name} must be dense; got {str(x.layout)[6:]}, convert it: {_short(name)}.to_dense()")
+    if isinstance(x, Tensor) and x.is_floating_point() and x.dtype not in FLOATS:
+        got = str(x.dtype)[6:]
+        raise TypeError(f"{name} must be float32, float64 or of half precision; got {got}: {_short(name)}.float()")
     floating = x.is_floating_point() if isinstance(x, Tensor) else x.dtype.kind == "f"
     if not floating:
         got = str(x.dtype).removeprefix("torch.")
-        hint = "" if "complex" in got else f", convert it: {name.rsplit(' ', 1)[-1]}.astype('float32')"
+        hint = "" if "complex" in got else f", convert it: {_short(name)}.astype('float32')"
         hint = hint.replace(".astype('float32')", ".float()") if isinstance(x, Tensor) else hint
         raise TypeError(f"{name} must be floating point; got {got}{hint}")
     if x.ndim != 2 or x.shape[1] != width:
         raise ValueError(f"{name} must be [rows, {width}]; got {list(x.shape)}")
+
+
+def refuse_masked(x: object, name: str) -> None:
+    """TypeError for a masked array: its hidden values would be taken for numbers."""
+    if isinstance(x, np.ma.MaskedArray):
+        given = _short(name)
+        raise TypeError(
+            f"{name} must have no mask; got a masked array: fill it, {given}.filled(value), or leave rows out, "
+            f"{given}.data[~{given}.mask.any(1)]"
+        )
+
+
+def _short(name: str) -> str:
+    """The variable that an argument's description ends in: "x" of "fit: x"."""
+    return name.rsplit(" ", 1)[-1]
 
 
 def to_tensor(x: NDArray[Any] | Tensor, like: Tensor) -> Tensor:
@@ -83,16 +107,18 @@ def check_all_finite(x: NDArray[Any] | Tensor, name: str) -> None:
     check_finite(x, name)
 
 
-def check_finite(array: NDArray[Any], name: str = "x", chunk_rows: int = 65536) -> None:
+def check_finite(array: NDArray[Any], name: str = "x", chunk_rows: int = 65536, largest: float = math.inf) -> None:
     """Raise ValueError if `array` [rows, features] holds NaN or inf, with their counts and the first one's place.
 
     Rows and columns in the message count from 0, as in `array[row, column]`. At most `chunk_rows` rows at a time are
-    read, so a memory map of any length fits.
+    read, so a memory map of any length fits. Numbers above `largest` are refused too.
     """
     nan = inf = start = 0
     first = ""
     for block in row_blocks(array, chunk_rows):
         bad = ~np.isfinite(block)
+        if largest < math.inf and not bad.any():
+            _check_size(block, name, largest, start)
         if bad.any():
             block_nan = int(np.isnan(block).sum())
             nan, inf = nan + block_nan, inf + int(bad.sum()) - block_nan
@@ -104,12 +130,22 @@ def check_finite(array: NDArray[Any], name: str = "x", chunk_rows: int = 65536) 
         raise ValueError(f"{name} must be finite; got {counts}, the first at {first}")
 
 
+def _check_size(block: NDArray[Any], name: str, largest: float, start: int) -> None:
+    """ValueError with the place of a number above `largest` in a block of rows that begins at row `start`."""
+    if block.dtype.itemsize > 4 and max(-block.min(), block.max()) > largest:
+        row, column = divmod(int(np.abs(block).argmax()), block.shape[1])
+        raise ValueError(
+            f"{name} must be numbers of at most {largest:.3g}, the largest of float32; got {block[row, column]:.6g} at "
+            f"row {start + row}, column {column}"
+        )
+
+
 def row_blocks(array: NDArray[Any], chunk_rows: int) -> Iterator[NDArray[Any]]:
     """Yield `array` [rows, features] in blocks of at most `chunk_rows` rows, fewer when the rows are very wide."""
     if array.ndim != 2:
-        raise ValueError(f"array: must be [rows, features]; got shape {array.shape}")
+        raise ValueError(f"array must be [rows, features]; got shape {array.shape}")
     if chunk_rows < 1:
-        raise ValueError(f"chunk_rows: must be at least 1; got {chunk_rows}")
+        raise ValueError(f"chunk_rows must be at least 1; got {chunk_rows}")
     step = max(1, min(chunk_rows, _BLOCK_VALUES // max(1, array.shape[1])))
     for start in range(0, len(array), step):
         yield np.asarray(array[start : start + step])

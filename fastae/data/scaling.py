@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from fastae.data.arrays import row_blocks
+from fastae.data.arrays import refuse_masked, row_blocks
 from fastae.nn.arguments import nearest
 
 if TYPE_CHECKING:
@@ -45,7 +45,7 @@ class Scaler:
         _check_kind(kind)
         _check_real(x, "x")
         if x.ndim != 2 or x.size == 0:
-            raise ValueError(f"x: must be [rows, features] with at least one of each; got shape {x.shape}")
+            raise ValueError(f"Scaler: x must be [rows, features] with at least one of each; got shape {x.shape}")
         if kind == "none":
             return cls(kind, np.zeros(x.shape[1], np.float32), np.ones(x.shape[1], np.float32))
         with np.errstate(over="ignore", invalid="ignore"):
@@ -54,7 +54,7 @@ class Scaler:
         bad = np.flatnonzero(~(np.isfinite(offset) & np.isfinite(scale)))
         if bad.size:
             raise ValueError(
-                f"x: must be finite, with ranges that fit float32, to be scaled; got otherwise in column {bad[0]}"
+                f"Scaler: x must be finite, with ranges that fit float32, to be scaled; column {bad[0]} is not"
             )
         return cls(kind, offset, np.where(scale == 0, np.float32(1), scale))
 
@@ -80,18 +80,22 @@ class Scaler:
         _check_real(x, name)
         if x.ndim == 0 or x.shape[-1] != len(self.offset):
             raise ValueError(
-                f"{name}: must be [..., {len(self.offset)}], as the scaler was fitted; got shape {x.shape}"
+                f"Scaler: {name} must be [..., {len(self.offset)}], as the scaler was fitted; got shape {x.shape}"
             )
 
 
 def _check_kind(kind: str) -> None:
     if kind not in KINDS:
-        raise ValueError(f"kind: must be one of {', '.join(KINDS)}; got {kind!r}{nearest(str(kind), KINDS)}")
+        raise ValueError(f"Scaler: kind must be one of {', '.join(KINDS)}; got {kind!r}{nearest(str(kind), KINDS)}")
 
 
-def _check_real(x: NDArray[Any], name: str) -> None:
+def _check_real(x: Any, name: str) -> None:
+    if not isinstance(x, np.ndarray):
+        make = f"{name}.numpy(force=True)" if hasattr(x, "numpy") and hasattr(x, "layout") else f"np.asarray({name})"
+        raise TypeError(f"Scaler: {name} must be a numpy array; got {type(x).__name__}: {make} makes one")
+    refuse_masked(x, f"Scaler: {name}")
     if x.dtype.kind not in "fiub":
-        raise TypeError(f"{name}: must hold booleans, integers or floats; got {x.dtype}")
+        raise TypeError(f"Scaler: {name} must hold booleans, integers or floats; got {x.dtype}")
 
 
 def _min_range(x: NDArray[Any], chunk_rows: int) -> tuple[NDArray[Any], NDArray[Any]]:

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import logging
-from typing import Any, Protocol
+from typing import Any, NoReturn, Protocol
 
+import numpy as np
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -118,6 +120,12 @@ class TrainStep:
             )  # fmt: skip
 
     def _check_optimizer(self, static: StaticStep) -> None:
+        closure = inspect.signature(type(self.optimizer).step).parameters.get("closure")
+        if closure is not None and closure.default is inspect.Parameter.empty:
+            name = type(self.optimizer).__name__
+            raise TypeError(
+                f"TrainStep: optimizer must step without a closure; {name} needs one: train by your own loop"
+            )
         groups = self.optimizer.param_groups
         held = {id(p): group for group in groups for p in group["params"]}
         if not any(id(p) in held for p in static.trainable):
@@ -145,6 +153,8 @@ class TrainStep:
         if not self._signature.holds():
             self._build(self.static)
         static = self.static
+        if not _are_tensors(x, rows):
+            _refuse_kind(x, rows)
         count = len(x) if rows is None else len(rows)
         if count == 0 and self._mean is not None:
             return self._without_rows()
@@ -219,6 +229,17 @@ class TrainStep:
         if x.dim() != 2 or x.shape[1] != features:
             raise ValueError(f"TrainStep: x must be [rows, {features}]; got {list(x.shape)}")
         raise ValueError(f"TrainStep: a step takes 1 to {self.batch_size} rows; got {count}")
+
+
+def _are_tensors(x: object, rows: object) -> bool:
+    return isinstance(x, Tensor) and (rows is None or isinstance(rows, Tensor))
+
+
+def _refuse_kind(x: object, rows: object) -> NoReturn:
+    if isinstance(x, Tensor):
+        raise TypeError(f"TrainStep: rows must be an int64 tensor; got {type(rows).__name__}: torch.as_tensor(rows)")
+    hint = ": torch.from_numpy(x) makes one" if isinstance(x, np.ndarray) else ""
+    raise TypeError(f"TrainStep: x must be a torch.Tensor; got {type(x).__name__}{hint}")
 
 
 def _capturable(program: Program) -> bool:

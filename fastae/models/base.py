@@ -149,7 +149,8 @@ class Autoencoder(nn.Module):
         Args:
             x: [rows, features] floating-point numpy array, memory map or tensor; copied once to the model's device and
                 dtype.
-            epochs, batch_size: passes over the data, and rows per step (the last step of an epoch takes what is left).
+            epochs, batch_size: passes over the data, and rows per step: all where there are fewer. The last step of an
+                epoch takes what is left.
             lr, weight_decay: of the optimizer.
             optimizer: "adam", "adamw" or "sgd" (fused where PyTorch has it), or an optimizer over the model's
                 parameters.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import sys
@@ -28,6 +29,8 @@ from fastae.models.format import (
     zero_scale,
 )  # fmt: skip
 
+logger = logging.getLogger(__name__)
+
 # safetensors' name of a dtype -> PyTorch's
 _DTYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -36,7 +39,8 @@ def load(path: str | os.PathLike[str], device: torch.device | str = "cpu") -> Au
     """Read the model that `save` wrote to the folder `path`, on `device`, bit for bit.
 
     The model is of the class that `model.safetensors` names, in training mode, its parameters trainable and in memory
-    of their own: what happens to the file afterwards changes nothing. `config.json` is not read.
+    of their own: what happens to the file afterwards changes nothing. `config.json` is a copy of what that file says of
+    the model; where it says something else, the log has a warning.
 
     Raises FileNotFoundError if `path` holds no model and ValueError, which names the cause, if what it holds is
     truncated, not of fastae, of a newer version, or not usable: NaN or inf among the weights or in the scaler, or a
@@ -86,9 +90,22 @@ def _read(file: Path) -> Autoencoder:
             values = (tensors[f"scaler.{name}"].numpy() for name in ("offset", "scale"))
             model.scaler = Scaler(description["scaler"], *values)
         except ValueError as error:
-            raise _UnreadableError(f"its scaler's {error}") from None
+            raise _UnreadableError(f"its scaler's {str(error).removeprefix('Scaler: ')}") from None
     model.trained = _trained(description)
+    _compare_copy(file, description)
     return model
+
+
+def _compare_copy(file: Path, description: dict[str, Any]) -> None:
+    copy = file.with_name("config.json")
+    try:
+        same = json.loads(copy.read_bytes()) == description
+    except FileNotFoundError:
+        return
+    except (OSError, ValueError, RecursionError):
+        same = False
+    if not same:
+        logger.warning("load: %s says something else than %s, which is what was loaded", copy, file.name)
 
 
 # ---------------------------------------------------------------- the file

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from fastae.data.scaling import Scaler
-from fastae.data.writers import write_atomically
+from fastae.data.writers import new_folder, write_atomically
 from fastae.models.format import MODELS, VERSION, listed, not_finite, skeleton, zero_scale
 from fastae.nn.arguments import FLOATS, is_dtensor
 from fastae.nn.tied_linear_act import TiedLinearAct
@@ -30,8 +30,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     """Write `model` to the folder `path`, made if missing; an older model there survives until the new one is complete.
 
     `model.safetensors` is the whole model, its description in the file's metadata: one rename decides between old and
-    new. `config.json` is a copy of that description for people and other tools; `load` never reads it, and editing it
-    changes nothing.
+    new. `config.json` is a copy of that description for people and other tools: editing it changes nothing but that
+    `load` warns of it. A folder that was not there appears whole.
 
     What is written is the class, the constructor's arguments, the tensors, the scaler and how `fit` trained it. So
     before anything is written, the model is compared with what its constructor makes of `config()`: modules,
@@ -68,9 +68,8 @@ def save(model: Any, path: str | os.PathLike[str]) -> None:
     } | ({} if model.trained is None else {"trained": model.trained})
     weights = to_bytes(tensors, {"fastae": json.dumps(description)})
     text = json.dumps(description, indent=2) + "\n"
-    folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_atomically({folder / "config.json": text.encode(), folder / "model.safetensors": weights})  # the last decides
+    with new_folder(Path(path), replace=True, last="model.safetensors") as folder:
+        write_atomically({folder / "config.json": text.encode(), folder / "model.safetensors": weights})
 
 
 def _name_of(kind: type) -> str:

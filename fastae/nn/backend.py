@@ -1,6 +1,6 @@
 """Which implementation runs: the torch twins, on a CPU with oneDNN's products, or the Triton kernels.
 
-The choice is process-wide; each call is decided by its tensors.
+The choice is the process's, or a block's; each call is decided by its tensors.
 """
 
 from __future__ import annotations
@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from contextvars import ContextVar
 from functools import cache, partial
 from importlib import import_module
 from importlib.util import find_spec
@@ -42,35 +43,64 @@ def _checked(name: str, source: str) -> str:
     return name
 
 
-_current = _checked(os.environ.get("FASTAE_BACKEND", "auto"), "FASTAE_BACKEND")
+class _Block:
+    """A `with use_backend(name)` that is being run."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+
+_process = _Block(os.environ.get("FASTAE_BACKEND", "auto"))  # its name is checked when it is asked for
+_entered: ContextVar[_Block] = ContextVar("fastae.use_backend", default=_process)  # in this thread or task
+# What torch.compile sees, which guards globals but knows no ContextVar: the block entered last, in whichever thread
+_blocks = [_process]
+_traced = _process.name
+
+
+def _in_force() -> str:
+    return _traced if torch.compiler.is_compiling() else _entered.get().name
 
 
 def get_backend() -> str:
-    """The backend in force: "auto", "torch", "onednn" or "triton"."""
-    return _current
+    """The backend in force: "auto", "torch", "onednn" or "triton"; ValueError if FASTAE_BACKEND is none of them."""
+    return _checked(_in_force(), "FASTAE_BACKEND")
 
 
 def set_backend(name: str) -> None:
-    """Choose the implementation for the whole process.
+    """Choose the implementation for the whole process; inside a block of `use_backend`, for what is left of the block.
 
     "torch" runs the twins in plain PyTorch, "onednn" the twins on oneDNN's matrix products, "triton" the kernels.
     "auto" takes, on a CPU, "onednn" where it is faster (`fastae_kernels.onednn` says where) and "torch" elsewhere; on a
-    GPU, Triton or ATen by dtype and width. Calls raise RuntimeError where the backend cannot run. The environment
-    variable FASTAE_BACKEND sets the choice at import. Raises ValueError for any other name.
+    GPU, Triton or ATen by dtype and width. Calls raise RuntimeError where the backend cannot run; meta tensors go to
+    "torch" under each. The environment variable FASTAE_BACKEND sets the choice at import. Raises ValueError for any
+    other name.
     """
-    global _current
-    _current = _checked(name, "set_backend: name")
+    _entered.get().name = _checked(name, "set_backend: name")
+    _trace()
 
 
 @contextmanager
 def use_backend(name: str) -> Iterator[None]:
-    """`set_backend(name)` for the duration of a `with` block; a backward pass runs where its forward pass ran."""
-    before = _current
-    set_backend(name)
+    """`set_backend(name)` for the duration of a `with` block, in this thread (or task of asyncio) alone.
+
+    A backward pass runs where its forward pass ran. What another thread compiles meanwhile by `torch.compile` takes
+    this backend too.
+    """
+    block = _Block(_checked(name, "use_backend: name"))
+    token = _entered.set(block)
+    _blocks.append(block)
+    _trace()
     try:
         yield
     finally:
-        set_backend(before)
+        _entered.reset(token)
+        _blocks.remove(block)
+        _trace()
+
+
+def _trace() -> None:
+    global _traced
+    _traced = _blocks[-1].name
 
 
 class DeviceSpec(NamedTuple):
@@ -83,12 +113,12 @@ class DeviceSpec(NamedTuple):
 def leaves_to_torch(x: Tensor) -> bool:
     """Whether a layer on `x` is PyTorch's own ops whatever its size: `auto` on a CPU in another dtype than fp32, whose
     products are oneDNN's either way. Asked first, for it takes a tenth of what `resolve` takes."""
-    return x.dtype is not torch.float32 and _current == "auto" and x.is_cpu
+    return x.dtype is not torch.float32 and x.is_cpu and _in_force() == "auto"
 
 
 def leaves_losses_to_torch(x: Tensor) -> bool:
     """Whether a loss of `x` is PyTorch's own op: on a CPU unless another backend is set."""
-    return _current in ("auto", "torch") and x.is_cpu
+    return x.is_cpu and _in_force() in ("auto", "torch")
 
 
 def resolve(x: Tensor | DeviceSpec, width: int = 0, multiply_adds: int = 0, loss: bool = False) -> str:
@@ -104,15 +134,18 @@ def resolve(x: Tensor | DeviceSpec, width: int = 0, multiply_adds: int = 0, loss
         loss: whether the loss is taken of the product.
     """
     if torch.compiler.is_compiling():
-        return _current
+        return get_backend()
     return decide(x, width, multiply_adds, loss)[0]
 
 
 def decide(x: Tensor | DeviceSpec, width: int, multiply_adds: int, loss: bool = False) -> tuple[str, str]:
     """Choose the backend as `resolve` does; the reason as well."""
-    if _current == "torch":
+    name = get_backend()
+    if name == "torch":
         return "torch", "the backend is set to torch"
-    if _current == "auto":
+    if x.device.type == "meta":
+        return "torch", "the meta device holds no numbers"
+    if name == "auto":
         if x.device.type == "cpu":
             reason = onednn.unsupported_reason(x.dtype, multiply_adds)
             return ("torch", reason) if reason else ("onednn", onednn.WHY[x.dtype])
@@ -123,10 +156,10 @@ def decide(x: Tensor | DeviceSpec, width: int, multiply_adds: int, loss: bool = 
             return "torch", TOO_WIDE
         reason = _why_not_triton(x)
         return ("torch", reason) if reason else ("triton", LOSS_PAYS if wide else FUSION_PAYS)
-    reason = _why_not_triton(x) if _current == "triton" else _why_not_onednn(x)
+    reason = _why_not_triton(x) if name == "triton" else _why_not_onednn(x)
     if reason:
-        raise RuntimeError(f"backend {_current!r} cannot run here: {reason}; or call fastae.set_backend('auto')")
-    return _current, f"the backend is set to {_current}"
+        raise RuntimeError(f"backend {name!r} cannot run here: {reason}; or call fastae.set_backend('auto')")
+    return name, f"the backend is set to {name}"
 
 
 @cache

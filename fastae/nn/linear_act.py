@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from functools import partial
 from typing import Any
 
 import torch
@@ -16,7 +15,6 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from fastae.nn import backend as _backend
 from fastae.nn import library as _ops
 from fastae.nn.arguments import admit, nearest, refuse_torchscript
-from fastae.nn.recompute import differentiable_gradients
 
 # ---------------------------------------------------------------- checks
 
@@ -42,10 +40,6 @@ def check_layer(function: str, x: Tensor, weight: Tensor, bias: Tensor | None) -
         )
 
 
-# Activations whose derivative PyTorch takes from what we save too; of the others it keeps p where y is enough.
-_EAGER_SAVES_SAME = frozenset(name for name, f in ACTIVATIONS.items() if f.saves == f.eager_saves)
-
-
 def eager(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Tensor:
     """The layer by PyTorch's own ops."""
     return ACTIVATIONS[activation].differentiable(F.linear(x, w, b))
@@ -55,32 +49,67 @@ def eager(x: Tensor, w: Tensor, b: Tensor | None, activation: str) -> Tensor:
 
 
 class _LinearActFunction(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, activation: str, backend: str) -> Tensor:
-        saves = ACTIVATIONS[activation].saves
-        y, p = _ops.direct(_ops.linear_act_fwd, backend)(x, w, b, activation, saves == "p", backend)
-        # b is kept for double backward alone; it is a parameter, so keeping it costs nothing
-        ctx.save_for_backward(x, w, b, {"y": y, "p": p, None: None}[saves])
-        ctx.activation, ctx.backend = activation, backend
-        return y
+    """Returns (y, p), p being None where f' is taken from y.
+
+    What the backward pass reads is an output of its own, so that it can be differentiated again without x, w and b.
+    """
 
     @staticmethod
-    def backward(ctx: Any, grad_output: Tensor) -> tuple[Tensor | None, ...]:
-        x, w, b, saved = ctx.saved_tensors
+    def forward(
+        ctx: Any, x: Tensor, w: Tensor, b: Tensor | None, activation: str, backend: str
+    ) -> tuple[Tensor, Tensor | None]:
+        saves = ACTIVATIONS[activation].eager_saves
+        y, kept = _ops.direct(_ops.linear_act_fwd, backend)(x, w, b, activation, saves == "p", backend)
+        p = kept if saves == "p" else None
+        need_dx, need_dw, _ = ctx.needs_input_grad[:3]
+        ctx.save_for_backward(x if need_dw else None, w if need_dx else None, y if saves == "y" else p)
+        ctx.activation, ctx.backend = activation, backend
+        ctx.set_materialize_grads(False)
+        return y, p
+
+    @staticmethod
+    def backward(ctx: Any, dy: Tensor | None, more_dp: Tensor | None) -> tuple[Tensor | None, ...]:
+        """`more_dp` comes where a gradient has been differentiated: by way of the p that it was computed from."""
+        x, w, saved = ctx.saved_tensors
         need_dx, need_dw, need_db = ctx.needs_input_grad[:3]
-        if torch.is_grad_enabled():  # create_graph=True: a gradient that can itself be differentiated
-            layer = partial(eager, activation=ctx.activation)
-            return *differentiable_gradients(layer, (x, w, b), ctx.needs_input_grad[:3], grad_output), None, None
         activation, backend = ctx.activation, ctx.backend
-        dp, dx, dw, db = grad_output, None, None, None
+        if torch.is_grad_enabled():  # create_graph=True: by PyTorch's own ops
+            dp = _sum(None if dy is None else _differentiable_dp(dy, saved, activation), more_dp)
+            if dp is None:
+                return None, None, None, None, None
+            dx, dw = dp @ w if need_dx else None, dp.t() @ x if need_dw else None
+            return dx, dw, dp.sum(0) if need_db else None, None, None
+        dp, dx, dw, db = dy, None, None, None
         db_alone = need_db and not need_dw
-        if saved is not None or db_alone:
-            dp, db = _ops.direct(_ops.act_bwd, backend)(dp, saved, activation, db_alone, backend)
+        if dp is not None and (saved is not None or db_alone):
+            fused = db_alone and more_dp is None
+            dp, db = _ops.direct(_ops.act_bwd, backend)(dp, saved, activation, fused, backend)
+        if more_dp is not None:
+            dp = _sum(dp, more_dp)
+            db = dp.sum(0) if db_alone else None
+        if dp is None:
+            return None, None, None, None, None
         if need_dx:
             dx = _ops.direct(_ops.linear_dgrad_act, backend)(dp, w, None, "identity", backend)
         if need_dw:
             dw, db = _ops.direct(_ops.linear_wgrad, backend)(dp, x, need_db, None, backend)
         return dx, dw, db if need_db else None, None, None
+
+
+def _sum(first: Tensor | None, second: Tensor | None) -> Any:
+    return second if first is None else first if second is None else first + second
+
+
+def _differentiable_dp(dy: Tensor, saved: Tensor | None, activation: str) -> Tensor:
+    """dy * f'(p) as a function of dy and of what is saved, y or p."""
+    f = ACTIVATIONS[activation]
+    if saved is None:
+        return dy
+    if f.from_y is not None:
+        return f.from_y(dy, saved)
+    p = saved.view_as(saved)
+    (dp,) = torch.autograd.grad(f.differentiable(p), p, dy, create_graph=True)
+    return dp
 
 
 # ---------------------------------------------------------------- function
@@ -117,10 +146,9 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
     check_layer("linear_act", x, weight, bias)
     if not supported:
         return eager(x, weight, bias, activation)
-    lean = activation in _EAGER_SAVES_SAME
-    backend = "torch" if lean and _backend.leaves_to_torch(x) else ""
+    backend = "torch" if _backend.leaves_to_torch(x) else ""
     backend = backend or _backend.resolve(x, weight.size(1), x.numel() * weight.size(0))
-    if lean and (backend == "torch" or (backend == "onednn" and x.dtype != torch.float32)):
+    if backend == "torch" or (backend == "onednn" and x.dtype != torch.float32):
         # The twins, which multiply the other types for oneDNN too, would do the same through a Function of Python
         if torch.compiler.is_compiling():
             return eager(x, weight, bias, activation)
@@ -131,7 +159,7 @@ def linear_act(x: Tensor, weight: Tensor, bias: Tensor | None = None, activation
     if torch.is_grad_enabled() and (
         x.requires_grad or weight.requires_grad or (bias is not None and bias.requires_grad)
     ):
-        y = _LinearActFunction.apply(rows, weight, bias, activation, backend)
+        y, _ = _LinearActFunction.apply(rows, weight, bias, activation, backend)
     else:
         y, _ = _ops.direct(_ops.linear_act_fwd, backend)(rows, weight, bias, activation, False, backend)
     return y if x.dim() == 2 else y.view(*x.shape[:-1], weight.shape[0])
@@ -149,9 +177,8 @@ class LinearAct(nn.Linear):
         in_features, out_features, bias, device, dtype: as in `torch.nn.Linear`.
         activation: as in `fastae.linear_act`.
 
-    Shapes: [..., in_features] -> [..., out_features]. A state_dict is `nn.Linear`'s: weight [out_features,
-    in_features] and
-    bias [out_features]. Raises what `fastae.linear_act` raises.
+    Shapes: [..., in_features] -> [..., out_features]. A state_dict is `nn.Linear`'s: weight [out_features, in_features]
+    and bias [out_features]. Raises what `fastae.linear_act` raises.
     """
 
     def __init__(
@@ -166,8 +193,8 @@ class LinearAct(nn.Linear):
         super().__init__(in_features, out_features, bias, device, dtype)
         self.activation = check_activation(activation, "LinearAct: activation")
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear_act(x, self.weight, self.bias, self.activation)
+    def forward(self, input: Tensor) -> Tensor:
+        return linear_act(input, self.weight, self.bias, self.activation)
 
     def __prepare_scriptable__(self) -> None:
         refuse_torchscript("LinearAct")

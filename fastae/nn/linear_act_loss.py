@@ -57,7 +57,8 @@ class _LinearActLossFunction(torch.autograd.Function):
         loss, dp = _ops.direct(_ops.linear_act_loss, backend)(
             x, w, b, target, activation, *kind, reduction, row_weight, True, backend
         )
-        ctx.save_for_backward(x, w, b, target, row_weight, dp)
+        kept = x if any(ctx.needs_input_grad[:2]) else None  # db alone comes from dp
+        ctx.save_for_backward(kept, w, b, target, row_weight, dp)
         ctx.activation, ctx.kind, ctx.reduction, ctx.backend = activation, kind, reduction, backend
         return loss
 
@@ -66,6 +67,11 @@ class _LinearActLossFunction(torch.autograd.Function):
         x, w, b, target, row_weight, dp = ctx.saved_tensors
         need_dx, need_dw, need_db = needs = ctx.needs_input_grad[:3]
         if torch.is_grad_enabled():  # create_graph=True: a gradient that can itself be differentiated
+            if x is None:
+                raise RuntimeError(
+                    "linear_act_loss: x or weight must require a gradient where the bias's is differentiated again "
+                    "(create_graph=True); or use mse_loss(linear_act(...), ...)"
+                )
             loss = partial(
                 _eager, target=target, row_weight=row_weight, activation=ctx.activation, kind=ctx.kind,
                 reduction=ctx.reduction,
@@ -102,7 +108,7 @@ def _eager(
     errors = eager_loss(y, target, kind, "none")
     errors = errors if row_weight is None else errors * row_weight.unsqueeze(1)
     loss = errors.mean(1) if reduction == "none" else errors.sum()
-    return loss / max(errors.numel(), 1) if reduction == "mean" else loss
+    return loss / errors.numel() if reduction == "mean" else loss  # NaN of no values, as in PyTorch
 
 
 # ---------------------------------------------------------------- function

@@ -13,7 +13,16 @@ from torch.overrides import handle_torch_function, has_torch_function_variadic
 from fastae.likelihoods import PARTS, Likelihood, parsed
 from fastae.nn import backend as _backend
 from fastae.nn import library as _ops
-from fastae.nn.arguments import admit, autocast, autocast_dtype, nearest, refuse_torchscript, require_tensors, special
+from fastae.nn.arguments import (
+    FLOATS,
+    admit,
+    autocast,
+    autocast_dtype,
+    nearest,
+    refuse_torchscript,
+    require_tensors,
+    special,
+)
 from fastae.nn.recompute import differentiable_gradients
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -135,13 +144,14 @@ def _rows(t: Tensor) -> Tensor:
 # ---------------------------------------------------------------- function
 
 
-def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
+def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean", weight: Tensor | None = None) -> Tensor:
     """Mean squared error: mean (or sum) of (input - target)^2, its gradient computed in the same pass over the data.
 
     Args:
         input, target: the same shape and device; fp32, fp16, bf16 or fp64, any strides. Two dtypes are promoted to
             one, as in `F.mse_loss`.
         reduction: "mean", "sum", or "none" (elementwise; nothing to fuse, so it is `F.mse_loss` itself).
+        weight: the input's shape, a factor of each square; "mean" divides by its sum. With one it is `F.mse_loss`.
 
     Returns a scalar (for "none" a tensor of the input's shape) in the input's dtype. The kernel subtracts and sums fp16
     and bf16 in fp32; on a CPU the difference is rounded first, as in `F.mse_loss`. Under `torch.autocast` the arguments
@@ -151,9 +161,18 @@ def mse_loss(input: Tensor, target: Tensor, reduction: str = "mean") -> Tensor:
     Raises TypeError if neither dtype is floating point or DTensors are among plain tensors; ValueError for shapes that
     differ (there is no broadcasting), devices that differ or an unknown reduction; RuntimeError under TorchScript.
     """
-    if has_torch_function_variadic(input, target):
-        result: Tensor = handle_torch_function(mse_loss, (input, target), input, target, reduction)
+    if has_torch_function_variadic(input, target, weight):
+        given = {} if weight is None else {"weight": weight}
+        tensors = input, target, *given.values()
+        result: Tensor = handle_torch_function(mse_loss, tensors, input, target, reduction, **given)
         return result
+    if weight is not None:
+        check_reduction(reduction, "mse_loss: reduction")
+        require_tensors("mse_loss", input=input, target=target, weight=weight)
+        if not input.shape == target.shape == weight.shape:
+            got = f"{list(target.shape)} and {list(weight.shape)}"
+            raise ValueError(f"mse_loss: target and weight must be {list(input.shape)} as input is; got {got}")
+        return F.mse_loss(input, target, reduction=reduction, weight=weight)  # type: ignore[call-arg]
     if special() or type(input) is not Tensor or type(target) is not Tensor or input.dtype is not target.dtype:
         require_tensors("mse_loss", input=input, target=target)
         if autocast_dtype(input) is not None or autocast_dtype(target) is not None:
@@ -186,19 +205,36 @@ mse_loss.__prepare_scriptable__ = lambda: refuse_torchscript("mse_loss")  # type
 # ---------------------------------------------------------------- module
 
 
-class MSELoss(nn.Module):
+class MSELoss(nn.MSELoss):
     """`torch.nn.MSELoss` on `fastae.mse_loss`: the same arguments and results.
 
+    What the function refuses (shapes to be broadcast, integers, complex numbers) is left to PyTorch.
+
     Args:
-        reduction: "mean", "sum" or "none". Raises ValueError for any other.
+        size_average, reduce: deprecated in PyTorch, which warns of them.
+        reduction: "mean", "sum" or "none"; also where it stands first, `MSELoss("sum")`. Raises ValueError for any
+            other.
     """
 
-    def __init__(self, reduction: str = "mean") -> None:
-        super().__init__()
-        self.reduction = check_reduction(reduction, "MSELoss: reduction")
+    def __init__(
+        self, size_average: bool | str | None = None, reduce: bool | None = None, reduction: str = "mean"
+    ) -> None:
+        if isinstance(size_average, str):
+            super().__init__(reduction=size_average)
+        else:
+            super().__init__(size_average, reduce, reduction)
+        check_reduction(self.reduction, "MSELoss: reduction")
 
     def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        return mse_loss(input, target, self.reduction)
+        if (
+            isinstance(input, Tensor)
+            and isinstance(target, Tensor)
+            and input.shape == target.shape
+            and input.device == target.device
+            and torch.promote_types(input.dtype, target.dtype) in FLOATS
+        ):
+            return mse_loss(input, target, self.reduction)
+        return F.mse_loss(input, target, reduction=self.reduction)
 
     def __prepare_scriptable__(self) -> None:
         refuse_torchscript("MSELoss")

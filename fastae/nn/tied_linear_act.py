@@ -29,8 +29,8 @@ class TiedLinearAct(nn.Module):
         """The encoder layer."""
         return self._source[0]
 
-    def forward(self, x: Tensor) -> Tensor:
-        return linear_act(x, self.source.weight.t(), self.bias, self.activation)
+    def forward(self, input: Tensor) -> Tensor:
+        return linear_act(input, self.source.weight.t(), self.bias, self.activation)
 
     def reset_parameters(self) -> None:
         """The bias as the constructor makes it, for models made on the meta device."""

@@ -15,15 +15,13 @@ from importlib import import_module
 from types import ModuleType
 from typing import Any
 
-import torch
 import torch.nn.functional as F
 from fastae_kernels.elementwise import ACTIVATIONS
 from torch import Tensor, nn
 
-from fastae.nn.arguments import FLOATS
 from fastae.nn.linear_act import LinearAct, linear_act
-from fastae.nn.losses import MSELoss, mse_loss
-from fastae.patching.recognise import changed_by_module, of_module
+from fastae.nn.losses import MSELoss
+from fastae.patching.recognise import of_module
 
 # ---------------------------------------------------------------- layers
 
@@ -34,30 +32,19 @@ class PatchedLinear(LinearAct):
     `activation` names the one it is followed by. Called as an `nn.Linear` it computes what `nn.Linear` does.
     """
 
-    def forward(self, x: Tensor, activation: str | None = None) -> Tensor:
+    def forward(self, input: Tensor, activation: str | None = None) -> Tensor:
         if activation is None:
-            return F.linear(x, self.weight, self.bias)
-        if x.is_complex():  # which has no kernel
-            return ACTIVATIONS[activation].differentiable(F.linear(x, self.weight, self.bias))
-        return linear_act(x, self.weight, self.bias, activation)
+            return F.linear(input, self.weight, self.bias)
+        if input.is_complex():  # which has no kernel
+            return ACTIVATIONS[activation].differentiable(F.linear(input, self.weight, self.bias))
+        return linear_act(input, self.weight, self.bias, activation)
 
     def _get_name(self) -> str:
         return "LinearAct"
 
 
-class PatchedMSELoss(MSELoss, nn.MSELoss):
-    """An `nn.MSELoss` on `fastae.mse_loss`; what that refuses (broadcasting) is left to PyTorch."""
-
-    def forward(self, input: Tensor, target: Tensor) -> Tensor:
-        if (
-            isinstance(input, Tensor)
-            and isinstance(target, Tensor)
-            and input.shape == target.shape
-            and input.device == target.device
-            and torch.promote_types(input.dtype, target.dtype) in FLOATS
-        ):
-            return mse_loss(input, target, self.reduction)
-        return F.mse_loss(input, target, reduction=self.reduction)
+class PatchedMSELoss(MSELoss):
+    """An `nn.MSELoss` on `fastae.mse_loss`, which becomes one again."""
 
     def _get_name(self) -> str:
         return "MSELoss"
@@ -109,13 +96,12 @@ class PatchedSequential(_Patched):
     """An `nn.Sequential` that lets each layer compute the activation after it."""
 
     def forward(self, input: Any) -> Any:
-        modules = [*self._modules.values(), None, None]
+        modules = [*self._modules.values(), None]
         listened = nn.modules.module._has_any_global_hook()
         at = 0
         while (module := modules[at]) is not None:
             name = None if listened else fuses(module, modules[at + 1])
-            after = modules[at + 2]
-            if name is None or (after is not None and changed_by_module(name, after)):
+            if name is None:
                 input, at = module(input), at + 1
             else:
                 input, at = module(input, activation=name), at + 2

@@ -18,7 +18,7 @@ from fastae.patching.fused_modules import (
     has_hooks,
     patched_class,
 )
-from fastae.patching.recognise import changed_by_module, of_module, other_settings
+from fastae.patching.recognise import of_module, other_settings
 from fastae.patching.rewriting import rewrite
 from fastae.patching.tracing import NotTraceable
 
@@ -66,7 +66,9 @@ def patch(model: nn.Module) -> PatchReport:
     hooks, names, `state_dict`, dtype, device and mode are untouched, an optimizer made before trains on, and a layer
     called by itself computes what it did. A pair is computed as two again while either has a hook, and a rewritten
     forward gives way to the model's own when a value it has read, a module in it or the kind of its arguments has
-    changed. Calling it again brings a model up to date that has been changed since.
+    changed. Calling it again brings a model up to date that has been changed since; a layer that was parametrized or
+    sharded since stays what that made of it, and computes its activation apart. What looks layers up by their class
+    (`type(m) is nn.Linear`, `torch.ao.quantization.quantize_dynamic`) does not find the fused ones: `unpatch` first.
 
     Args:
         model: changed in place; it stays picklable, where it was (unpickling then needs fastae).
@@ -75,7 +77,7 @@ def patch(model: nn.Module) -> PatchReport:
     Raises TypeError if the model is not an `nn.Module` or belongs to TorchScript.
     """
     _check(model, "patch")
-    unpatch(model)
+    _restore(_patched(model)[0])
     names = {module: name for name, module in model.named_modules()}
     found = _PairSearch()
     for module in names:
@@ -93,7 +95,7 @@ def patch(model: nn.Module) -> PatchReport:
             module.activation = found.pairs[module][0][0]
             where = ", ".join(dict.fromkeys(where for _, where in found.pairs[module]))
             report.replaced.append(Replaced(name, module.activation, where, repr(module)))
-        elif isinstance(module, nn.Linear) and not isinstance(module, LinearAct):
+        elif isinstance(module, nn.Linear) and (isinstance(module, PatchedLinear) or not isinstance(module, LinearAct)):
             why = _unsupported_reason(module)
             report.left[name] = why or found.why.get(module, "no forward that calls it was found")
     return report
@@ -106,16 +108,28 @@ def unpatch(model: nn.Module) -> None:
     (by `fully_shard`, say, or a parametrization).
     """
     _check(model, "unpatch")
-    found = [
-        m for m in model.modules() if isinstance(m, (PatchedLinear, PatchedMSELoss, PatchedSequential, PatchedForward))
-    ]
-    for module in found:
-        kind = type(module)
-        if kind not in (PatchedLinear, PatchedMSELoss) and "_fastae_original" not in vars(kind):
-            raise RuntimeError(
-                f"unpatch: model must be of the classes that patch gave it; got a {kind.__name__}, made since"
-            )
-    for module in found:
+    found, changed = _patched(model)
+    if changed:
+        raise RuntimeError(
+            f"unpatch: model must be of the classes that patch gave it; got a {type(changed[0]).__name__}, made since"
+        )
+    _restore(found)
+
+
+def _patched(model: nn.Module) -> tuple[list[nn.Module], list[nn.Module]]:
+    """The modules that `patch` gave a class, and those of them that got another one since."""
+    kinds = PatchedLinear, PatchedMSELoss, PatchedSequential, PatchedForward
+    found: list[nn.Module] = []
+    changed: list[nn.Module] = []
+    for module in model.modules():
+        if isinstance(module, kinds):
+            own = type(module) in kinds[:2] or "_fastae_original" in vars(type(module))
+            (found if own else changed).append(module)
+    return found, changed
+
+
+def _restore(modules: list[nn.Module]) -> None:
+    for module in modules:
         if isinstance(module, (PatchedSequential, PatchedForward)):
             module.__dict__.pop("_fastae_forwards", None)
             module.__class__ = module._fastae_original  # type: ignore[assignment]
@@ -123,7 +137,7 @@ def unpatch(model: nn.Module) -> None:
             del module.activation
             module.__class__ = nn.Linear  # type: ignore[assignment]
         else:
-            module.__class__ = nn.MSELoss  # type: ignore[assignment]
+            module.__class__ = nn.MSELoss
 
 
 def _check(model: object, function: str) -> None:
@@ -159,7 +173,7 @@ class _PairSearch:
 def _in_sequential(module: nn.Sequential, names: dict[nn.Module, str], found: _PairSearch) -> None:
     children = list(module)
     pairs: list[tuple[nn.Module, str, str]] = []
-    for linear, after, later in zip(children, [*children[1:], None], [*children[2:], None, None], strict=False):
+    for linear, after in zip(children, [*children[1:], None], strict=False):
         if not isinstance(linear, nn.Linear):
             continue
         if after is None:
@@ -172,8 +186,6 @@ def _in_sequential(module: nn.Sequential, names: dict[nn.Module, str], found: _P
                 why = f"{after} follows it, with settings LinearAct does not support"
         elif has_hooks(after) or vars(after)["_forward_pre_hooks"]:
             why = f"the {type(after).__name__} after it has a hook"
-        elif later is not None and changed_by_module(name, later):
-            why = f"the {type(later).__name__} after it changes the result of its {name} in place"
         if name is None or why is not None or _unsupported_reason(linear) is not None:
             found.why.setdefault(linear, why or "")
         else:

@@ -104,23 +104,3 @@ def of_node(node: fx.Node, of: fx.Node, module: Callable[[str], nn.Module]) -> s
         return name(*args[1:], **kwargs)
     except TypeError:  # arguments that the table does not foresee, such as out=
         return None
-
-
-# ---------------------------------------------------------------- what comes after
-
-# PyTorch keeps the argument of these for their gradient, `linear_act` the result, which must then not be changed.
-_KEEPS_RESULT = ("leaky_relu", "elu", "softplus")
-
-
-def changed_by_module(name: str, after: nn.Module) -> bool:
-    """Whether the module after the activation changes in place a result that only `linear_act` keeps."""
-    return name in _KEEPS_RESULT and bool(getattr(after, "inplace", False))
-
-
-def changed_by_node(name: str, after: fx.Node, module: Callable[[str], nn.Module]) -> bool:
-    """The same of a node of a graph."""
-    if after.op == "call_module":
-        return changed_by_module(name, module(str(after.target)))
-    named = str(after.target if after.op == "call_method" else getattr(after.target, "__name__", ""))
-    in_place = named.endswith("_") and not named.endswith("__")
-    return name in _KEEPS_RESULT and (in_place or bool(after.kwargs.get("inplace")))

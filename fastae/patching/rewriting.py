@@ -10,7 +10,7 @@ from typing import Any
 from torch import fx, nn
 
 from fastae.patching.fused_modules import Rewritten
-from fastae.patching.recognise import changed_by_node, of_node
+from fastae.patching.recognise import of_node
 from fastae.patching.tracing import Recording, trace
 
 
@@ -85,8 +85,6 @@ def _why_no_pair(module: nn.Module, node: fx.Node) -> str | None:
         return (
             f"its result is what {here} returns" if after.op == "output" else f"{_spelled(after)} follows it in {here}"
         )
-    if any(changed_by_node(name, later, module.get_submodule) for later in after.users):
-        return f"the result of its {name} is changed in place"
     return None
 
 

@@ -11,7 +11,8 @@ import dis
 import inspect
 import math
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache
@@ -179,15 +180,21 @@ class Reads:
             raise NotTraceable(f"it reads {name}, a {type(value).__name__}")
 
 
+# fx and `_noting` replace methods of nn.Module for the whole process, and put back what they found
+_ONE_AT_A_TIME = threading.Lock()
+
 _TORCH = torch.__file__.removesuffix("__init__.py")
 _CONTAINERS = nn.modules.container.__file__
 
 
 @contextmanager
 def _noting(reads: Reads) -> Iterator[None]:
-    """While it lasts, what is read of modules is noted, and nothing can be assigned to one."""
+    """While it lasts, what this thread reads of the root's modules is noted, and it can assign to no module."""
+    here = threading.get_ident()
 
     def read(module: nn.Module, name: str) -> Any:
+        if threading.get_ident() != here:
+            return object.__getattribute__(module, name)
         if isinstance(getattr(type(module), name, None), property) and module in reads.paths:
             check_code(getattr(type(module), name).fget)
         value = object.__getattribute__(module, name)
@@ -195,7 +202,9 @@ def _noting(reads: Reads) -> Iterator[None]:
         return value
 
     def write(module: nn.Module, name: str, value: object) -> None:
-        raise NotTraceable(f"it sets {name}")
+        if threading.get_ident() == here:
+            raise NotTraceable(f"it sets {name}")
+        assign(module, name, value)  # type: ignore[arg-type]
 
     assign = nn.Module.__setattr__
     nn.Module.__getattribute__ = read  # type: ignore[method-assign, assignment]
@@ -221,7 +230,23 @@ class _NothingFrozen(TorchFunctionMode):
 
 
 class _Tracer(fx.Tracer):
+    """Records what one thread does; fx wraps the calls and attributes of every module, other threads' too."""
+
     proxy_buffer_attributes = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._thread = threading.get_ident()
+
+    def call_module(self, m: nn.Module, forward: Callable[..., Any], args: Any, kwargs: Any) -> Any:
+        if threading.get_ident() != self._thread:
+            return forward(*args, **kwargs)
+        return super().call_module(m, forward, args, kwargs)
+
+    def getattr(self, attr: str, attr_val: Any, parameter_proxy_cache: dict[str, Any]) -> Any:
+        if threading.get_ident() != self._thread:
+            return attr_val
+        return super().getattr(attr, attr_val, parameter_proxy_cache)
 
     def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
         return True  # each module's own forward is a recording of its own: its hooks are called, its class is asked
@@ -250,7 +275,7 @@ def trace(module: nn.Module) -> Recording:
         raise NotTraceable(f"{forward.__qualname__} has a default that torch.fx does not take")
     reads = Reads(module)
     try:
-        with _noting(reads), _NothingFrozen():
+        with _ONE_AT_A_TIME, _noting(reads), _NothingFrozen():
             graph = _Tracer().trace(module, concrete_args=dict(defaults))
         placeholders = [node for node in graph.nodes if node.op == "placeholder"]
         for node in placeholders[len(parameters) - len(defaults) :]:

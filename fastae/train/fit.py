@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from typing import Any, Protocol
 
@@ -18,7 +18,7 @@ from fastae.engine.parameters import is_dense
 from fastae.engine.train_step import Trainable, TrainStep
 from fastae.nn.arguments import is_dtensor, nearest, whole_number
 from fastae.nn.losses import eager_loss
-from fastae.train.callbacks import Checkpoint
+from fastae.train.checkpoint import Checkpoint
 from fastae.train.distributed import Ranks, digest
 from fastae.train.history import History
 from fastae.train.progress import Progress
@@ -36,6 +36,7 @@ class TrainableModel(Trainable, Protocol):
     """Model that `fit` can train: an `nn.Module` that hands over its program and knows its widths and its loss."""
 
     training: bool
+    scaler: Any
     trained: dict[str, Any] | None
 
     @property
@@ -62,6 +63,8 @@ class TrainableModel(Trainable, Protocol):
     def __call__(self, x: Any) -> Any: ...
 
 
+@torch.inference_mode(False)
+@torch.enable_grad()
 def fit(
     model: TrainableModel,
     x: NDArray[Any] | Tensor,
@@ -85,7 +88,7 @@ def fit(
         whole_number("fit", "seed", seed),
     )
     lr, weight_decay = float(lr), float(weight_decay)
-    _check_options(lr, weight_decay, validation_split, precision)
+    _check_options(lr, weight_decay, precision)
     like = next(model.parameters())
     if any(map(is_dtensor, model.parameters())):
         raise TypeError(
@@ -93,9 +96,8 @@ def fit(
             "model in a loop of your own, model.loss(x).backward() and optimizer.step()"
         )
     made = _optimizer(optimizer, model, lr, weight_decay)
-    callbacks = sorted(
-        callbacks, key=lambda callback: isinstance(callback, Checkpoint)
-    )  # last: it holds the others' state
+    # a Checkpoint last: it holds the others' state
+    callbacks = sorted(_checked_callbacks(callbacks), key=lambda callback: isinstance(callback, Checkpoint))
     if like.dtype != PRECISIONS[precision]:
         raise ValueError(
             f"fit: precision {precision!r} needs {str(PRECISIONS[precision])[6:]} parameters; got {str(like.dtype)[6:]}"
@@ -108,18 +110,18 @@ def fit(
         train_rows, validation_rows = split_rows(len(data), validation_split, generator)
         validation = data[validation_rows.to(data.device)]
         train = data[train_rows.to(data.device)] if len(validation) else data  # all rows need no second copy
-    if batch_size > len(train):
-        raise ValueError(f"fit: batch_size must be at most the {len(train)} training rows; got {batch_size}")
+    batch_size = min(batch_size, len(train))
     settings = {
-        "config": model.config(), "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
+        "config": model.config(), "scale": "none" if model.scaler is None else model.scaler.kind,
+        "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
         "optimizer": optimizer if isinstance(optimizer, str) else type(optimizer).__name__, "precision": precision,
         "training rows": len(train), "validation rows": len(validation),
     }  # fmt: skip
     ranks = Ranks()
+    if ranks.size > 1 or any(isinstance(callback, Checkpoint) for callback in callbacks):
+        settings |= {"x": digest(train), "validation data": digest(validation)}
     if ranks.size > 1:
-        ranks.check_alike(
-            "fit", settings | {"epochs": epochs, "x": digest(train), "validation data": digest(validation)}
-        )
+        ranks.check_alike("fit", settings | {"epochs": epochs})
         ranks.broadcast(model.state_dict().values())
     run = Run(model, made, generator, callbacks, settings, len(validation) > 0)
     for callback in callbacks:
@@ -144,7 +146,8 @@ def record(run: Run) -> dict[str, Any]:
     """How a model was trained, as `fastae info` tells it."""
     history = run.history
     watched = history.val_loss or history.loss
-    best = min(range(len(watched)), key=watched.__getitem__, default=None)
+    lowest = min(range(len(watched)), key=watched.__getitem__, default=None)
+    best = lowest if history.best_epoch is None else history.best_epoch - 1
     names = ("training rows", "validation rows", "batch_size", "lr", "weight_decay", "optimizer", "seed", "precision")
     return {
         **{name.replace(" ", "_"): run.settings[name] for name in names},
@@ -220,6 +223,8 @@ def _eager(y: Tensor, rows: Tensor, kind: LossKind) -> Tensor:
 
 def split_rows(rows: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
     """(training rows, validation rows): indices, the second a random `fraction` of them, each in rising order."""
+    if not 0 <= fraction < 1:
+        raise ValueError(f"fit: validation_split must be at least 0 and below 1; got {fraction}")
     held_out = round(rows * fraction)
     if fraction > 0 and not 0 < held_out < rows:
         raise ValueError(
@@ -263,13 +268,23 @@ def _checked_data(x: NDArray[Any] | Tensor, model: TrainableModel, like: Tensor,
     return data
 
 
-def _check_options(lr: float, weight_decay: float, validation_split: float, precision: str) -> None:
+def _checked_callbacks(callbacks: object) -> list[Callback]:
+    if isinstance(callbacks, Callback) or not isinstance(callbacks, Iterable):
+        raise TypeError(f"fit: callbacks must be a list of callbacks; got {type(callbacks).__name__}")
+    given = list(callbacks)
+    for callback in given:
+        if isinstance(callback, type):
+            raise TypeError(f"fit: callbacks must be objects; got the class {callback.__name__}: {callback.__name__}()")
+        if not isinstance(callback, Callback):
+            raise TypeError(f"fit: callbacks must be of class fastae.Callback; got {type(callback).__name__}")
+    return given
+
+
+def _check_options(lr: float, weight_decay: float, precision: str) -> None:
     if not (math.isfinite(lr) and lr > 0):
         raise ValueError(f"fit: lr must be a positive number; got {lr}")
     if not (math.isfinite(weight_decay) and weight_decay >= 0):
         raise ValueError(f"fit: weight_decay must be 0 or a positive number; got {weight_decay}")
-    if not 0 <= validation_split < 1:
-        raise ValueError(f"fit: validation_split must be at least 0 and below 1; got {validation_split}")
     if precision not in PRECISIONS:
         valid = ", ".join(PRECISIONS)
         raise ValueError(f"fit: precision must be one of {valid}; got {precision!r}{nearest(precision, PRECISIONS)}")

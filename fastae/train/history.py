@@ -15,13 +15,15 @@ class History:
 
     loss, val_loss: mean squared error (val_loss is empty without validation data); rows_per_s: training rows per
     second;
-    stopped: why training ended before the last epoch ("early stopping", "interrupted"), or None.
+    stopped: why training ended before the last epoch ("early stopping", "interrupted"), or None;
+    best_epoch: that whose weights `EarlyStopping` gave the model back, counted from 1; None: it has the last ones.
     """
 
     loss: list[float] = field(default_factory=list)
     val_loss: list[float] = field(default_factory=list)
     rows_per_s: list[float] = field(default_factory=list)
     stopped: str | None = None
+    best_epoch: int | None = None
 
     @property
     def epochs(self) -> int:
@@ -35,6 +37,7 @@ class History:
             "val_loss": list(self.val_loss),
             "rows_per_s": list(self.rows_per_s),
             "stopped": self.stopped,
+            "best_epoch": self.best_epoch,
         }
 
     def plot(self, path: str | os.PathLike[str]) -> None:

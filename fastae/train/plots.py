@@ -5,10 +5,13 @@ from __future__ import annotations
 import math
 import os
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
+from fastae.data.writers import replaced_when_complete
 
 
 def new_figure(width: float, height: float) -> Any:
@@ -30,10 +33,10 @@ def plot_losses(curves: Mapping[str, Sequence[float]], path: str | os.PathLike[s
     drawn = [value for values in curves.values() for value in values]
     if drawn and min(drawn) > 0:
         axes.set_yscale("log")
-    axes.set(xlabel="epoch", ylabel="mean squared error")
+    axes.set(xlabel="epoch", ylabel="loss")
     axes.grid(alpha=0.3, which="both")
     axes.legend()
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
 
 
 def image_side(features: int) -> int | None:
@@ -55,4 +58,9 @@ def plot_reconstructions(originals: NDArray[Any], reconstructions: NDArray[Any],
             axis.imshow(image.reshape(side, side), cmap="gray_r", vmin=low, vmax=high)
             axis.set_axis_off()
         axes[0].set_title(title, loc="left", fontsize=9)
-    figure.savefig(path, dpi=120)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: str | os.PathLike[str]) -> None:
+    with replaced_when_complete(Path(path)) as part:
+        figure.savefig(part, dpi=120)

@@ -15,7 +15,8 @@ from fastae.train.history import History
 class Callback:
     """Called by `fit`; `run` gives the model, the optimizer, the history, and `run.stop(reason)`.
 
-    `state_dict` and `load_state_dict` carry what must survive a resume: a flat dict of tensors and JSON values.
+    `state_dict` and `load_state_dict` carry what must survive a resume: a dict of numbers, strings, tensors, lists,
+    tuples and dicts, which come back equal.
     """
 
     def on_train_begin(self, run: Run) -> None: ...
@@ -62,11 +63,10 @@ class Run:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from `state`. Raises ValueError, before anything changes, if it belongs to other settings."""
+        saved = state["settings"]
         for name, value in self.settings.items():
-            if state["settings"].get(name) != value:
-                raise ValueError(
-                    f"Checkpoint: {name} must be {state['settings'].get(name)!r}, as in the checkpoint; got {value!r}"
-                )
+            if name in saved and saved[name] != value:
+                raise ValueError(f"Checkpoint: {name} must be {saved[name]!r}, as in the checkpoint; got {value!r}")
 
         def part(prefix: str) -> dict[str, Any]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -84,7 +84,7 @@ def verify(options: VerifyOptions, json_file: Path | None, show_all: bool) -> in
     """Run the parts and print what they found; 0 if every finding holds and every part finished, else 1."""
     check_options(options)
     if json_file is not None:
-        check_writable(json_file, force=True)
+        check_writable(json_file, force=True, option="--json")
     started = time.monotonic()
     with Console(stderr=True).status(f"{', '.join(options.parts)}: running; seed {options.seed}"):
         outcomes = run_parts(options)

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 aten = torch.ops.aten
 
 LEAKY_RELU_SLOPE = 0.01
+SOFTPLUS_THRESHOLD = 20  # torch's: softplus is the identity above it
 LOGIT_EPS = 1e-6  # logit clamps its argument to [eps, 1 - eps], as torch.logit(p, eps) does
 HALF = (torch.float16, torch.bfloat16)
 
@@ -29,10 +30,13 @@ class Activation(NamedTuple):
     """`forward(p, out)` writes f(p); `backward(dy, saved, out)` writes dy * f'(p); both may write over their first
     argument. `differentiable(p)` is f for autograd, for gradients of gradients.
 
-    `saves` says what f' is written from: the output `y`, the pre-activation `p`, or nothing. `eager_saves`: what
-    PyTorch's own pair of a linear layer and this activation keeps for its backward pass. `in_place` is f for autograd
-    over its argument, where its derivative is taken from y: no second tensor of p's size. `spellings`: PyTorch's own
-    module, functions and methods, where they have no settings; `patch` recognises those with settings by itself.
+    `saves` says what f' is written from inside a step: the output `y`, the pre-activation `p`, or nothing.
+    `eager_saves`: what PyTorch's own pair of a linear layer and this activation keeps for its backward pass, and what
+    `linear_act` keeps: whoever changes the other one in place does no harm. Where they differ, `backward` takes either.
+    `in_place` is f for autograd over its argument, where its derivative is taken from y: no second tensor of p's size.
+    `from_y(dy, y)` is that derivative for autograd.
+    `spellings`: PyTorch's own module, functions and methods, where they have no settings; `patch` recognises those with
+    settings by itself.
     """
 
     forward: Callable[[Tensor, Tensor], object]
@@ -41,16 +45,13 @@ class Activation(NamedTuple):
     differentiable: Callable[[Tensor], Tensor]
     eager_saves: Literal["y", "p"] | None
     in_place: Callable[[Tensor], Tensor] | None = None
+    from_y: Callable[[Tensor, Tensor], Tensor] | None = None
     spellings: tuple[Callable[..., object] | str, ...] = ()
 
 
 def _identity(p: Tensor, out: Tensor) -> None:
     if out is not p:
         out.copy_(p)
-
-
-def _softplus_bwd(dy: Tensor, y: Tensor, out: Tensor) -> None:
-    torch.mul(dy, torch.expm1(-y), out=out).neg_()  # f' = sigmoid(p) = 1 - exp(-y)
 
 
 def _logit(p: Tensor, out: Tensor) -> None:
@@ -72,6 +73,7 @@ ACTIVATIONS: dict[str, Activation] = {
         torch.relu,
         "y",
         torch.relu_,
+        lambda dy, y: aten.threshold_backward(dy, y, 0),
         (nn.ReLU, F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"),
     ),
     "leaky_relu": Activation(
@@ -83,8 +85,8 @@ ACTIVATIONS: dict[str, Activation] = {
     ),
     "elu": Activation(
         lambda p, out: aten.elu.out(p, out=out),
-        lambda dy, y, out: aten.elu_backward.grad_input(dy, 1, 1, 1, True, y, grad_input=out),
-        "y",
+        lambda dy, p, out: aten.elu_backward.grad_input(dy, 1, 1, 1, False, p, grad_input=out),
+        "p",  # y + 1 is 0 in the tail, where y is rounded
         F.elu,
         "p",
     ),
@@ -125,6 +127,7 @@ ACTIVATIONS: dict[str, Activation] = {
         torch.sigmoid,
         "y",
         torch.sigmoid_,
+        lambda dy, y: aten.sigmoid_backward(dy, y),
         (nn.Sigmoid, torch.sigmoid, "sigmoid", "sigmoid_"),
     ),
     "tanh": Activation(
@@ -134,9 +137,16 @@ ACTIVATIONS: dict[str, Activation] = {
         torch.tanh,
         "y",
         torch.tanh_,
+        lambda dy, y: aten.tanh_backward(dy, y),
         (nn.Tanh, torch.tanh, "tanh", "tanh_"),
     ),
-    "softplus": Activation(lambda p, out: aten.softplus.out(p, out=out), _softplus_bwd, "y", F.softplus, "p"),
+    "softplus": Activation(
+        lambda p, out: aten.softplus.out(p, out=out),
+        lambda dy, p, out: aten.softplus_backward.grad_input(dy, p, 1, SOFTPLUS_THRESHOLD, grad_input=out),
+        "p",
+        F.softplus,
+        "p",
+    ),
     "logit": Activation(
         _logit,
         _logit_bwd,

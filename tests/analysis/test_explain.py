@@ -21,7 +21,7 @@ from fastae.verify.eager import eager_step
 
 @pytest.fixture(autouse=True)
 def _auto(monkeypatch):
-    monkeypatch.setattr(_backend, "_current", "auto")
+    monkeypatch.setattr(_backend._process, "name", "auto")
 
 
 def step_of(features, batch, precision=None, **options):

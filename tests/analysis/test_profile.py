@@ -147,7 +147,7 @@ def test_the_command(monkeypatch, capfd, tmp_path):
     assert json.loads(trace.read_text())["traceEvents"]
     before = trace.read_bytes()
     code, _, err = run(*small, "--trace", trace)
-    assert (code, err) == (2, f"fastae: {trace} exists; add --force to overwrite it\n")
+    assert (code, err) == (2, f"fastae: --trace: {trace} exists; add --force to overwrite it\n")
     assert trace.read_bytes() == before
     code, _, err = run("--features", "20,9,5", "--batch", 0)
     assert (code, err) == (2, "fastae: --batch must be at least 1; got 0\n")

@@ -24,7 +24,7 @@ from fastae.data.readers import read_array
 def run(tmp_path, monkeypatch, capsys):
     """Run `fastae ARGS` in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fastae.nn.backend, "_current", "auto")
+    monkeypatch.setattr(fastae.nn.backend._process, "name", "auto")
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["fastae", *map(str, args)])
@@ -159,7 +159,6 @@ def test_interrupted_training_saves_the_model_and_exits_with_130(run, pixels, mo
         ("train d.npy --features 16,3 --backend tritn", "did you mean 'triton'?"),
         ("train d.npy --features 16,3 --scale standrd", "did you mean 'standard'?"),
         ("train d.npy --features 16,3 --batch-size 9 --optimizer adm", "did you mean 'adam'?"),
-        ("train d.npy --features 16,3 --batch-size 99", "batch_size must be at most the 54 training rows; got 99"),
         ("train d.npy --features 16,3 --batch-size 9 --lr 1e30", "the loss must stay finite; got"),
         ("train d.npy --features 16,3 --device cpux", "--device must be one that works here; got 'cpux'"),
         ("train d.npy --features 16,3 --resume", "--resume needs --checkpoint FOLDER"),
@@ -176,7 +175,8 @@ def test_interrupted_training_saves_the_model_and_exits_with_130(run, pixels, mo
         ("trian d.npy", "No such command 'trian'"),
         ("info nothing", "path must be a folder with a saved model"),
         ("encode model d.npy --out code.txt", "--out must end in .npy or .csv; got 'code.txt'"),
-        ("encode model d.npy --out d.npy", "d.npy exists; add --force to overwrite it"),
+        ("encode model d.npy --out small.npy", "--out: small.npy exists; add --force to overwrite it"),
+        ("encode model d.npy --out d.npy", "--out must be another file than DATA; got d.npy"),
         ("encode model d.npy", "Missing option '--out'"),
         ("score model small.npy", "small.npy must have 16 features, as the model has; got 2"),
         ("score truncated d.npy", "it is truncated, or was not written by fastae"),
@@ -213,7 +213,7 @@ def test_existing_model_is_kept_without_force_and_replaced_with_it(run, pixels, 
     before = (tmp_path / "model/model.safetensors").read_bytes()
     code, _, err = run("train", "d.npy", *TRAIN, "--seed", "1")
     assert code == 2
-    assert "exists; add --force" in err
+    assert "--out: model exists; choose another folder, or add --force" in err
     assert (tmp_path / "model/model.safetensors").read_bytes() == before
     assert run("train", "d.npy", *TRAIN, "--seed", "1", "--force")[0] == 0
     assert (tmp_path / "model/model.safetensors").read_bytes() != before

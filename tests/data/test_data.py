@@ -285,7 +285,7 @@ def test_check_finite_refuses_and_accepts() -> None:
     for array, message in [
         (np.array([[0, -np.inf], [np.inf, 0]]), "x must be finite; got 2 inf, the first at row 0, column 1 (-inf)"),
         (np.array([[0], [np.nan]], "f2"), "x must be finite; got 1 NaN, the first at row 1, column 0 (nan)"),
-        (np.zeros(3), "array: must be [rows, features]; got shape (3,)"),
+        (np.zeros(3), "array must be [rows, features]; got shape (3,)"),
     ]:
         with pytest.raises(ValueError, match=f"^{re.escape(message)}$"):
             check_finite(array)
@@ -296,5 +296,5 @@ def test_check_finite_refuses_and_accepts() -> None:
 def test_row_blocks_bound_long_and_wide_arrays() -> None:
     assert [len(block) for block in row_blocks(np.zeros((5, 2)), 2)] == [2, 2, 1]
     assert [len(block) for block in row_blocks(np.broadcast_to(np.float32(0), (5, 1 << 21)), 65536)] == [2, 2, 1]
-    with pytest.raises(ValueError, match=r"^chunk_rows: must be at least 1; got 0$"):
+    with pytest.raises(ValueError, match=r"^chunk_rows must be at least 1; got 0$"):
         next(row_blocks(np.zeros((3, 1)), 0))

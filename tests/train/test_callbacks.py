@@ -49,6 +49,10 @@ def assert_same_bits(a: dict[str, Any], b: dict[str, Any]) -> None:
     for name, value in a.items():
         if isinstance(value, torch.Tensor):
             assert torch.equal(value, b[name]), name
+        elif name == "settings":
+            digests = ("x", "validation data")  # are there beside a Checkpoint
+            left, right = ({k: v for k, v in of[name].items() if k not in digests} for of in (a, b))
+            assert left == right
         elif name == "history":
             assert [value["loss"], value["val_loss"]] == [b[name]["loss"], b[name]["val_loss"]]
         else:
@@ -193,7 +197,8 @@ def start(options: dict[str, Any], seed: int = 0) -> dict[str, Any]:
 @pytest.mark.parametrize("options", RUNS)
 def test_resuming_gives_the_bits_of_one_go(options: dict[str, Any], first: str, tmp_path: Path) -> None:
     def callbacks(resume: bool) -> list[Callback]:
-        both = [EarlyStopping(patience=9, min_delta=1e9), Checkpoint(tmp_path, resume=resume)]  # the best stays epoch 1
+        checkpoint = Checkpoint(tmp_path, resume=resume, overwrite=not resume)
+        both = [EarlyStopping(patience=9, min_delta=1e9), checkpoint]  # the best stays epoch 1
         return both if first == "stopping" else both[::-1]
 
     whole_options = start(options)
@@ -245,10 +250,16 @@ def test_resuming_a_train_step_is_what_was_interrupted_and_went_on(
     assert resumed.stopped is None
 
 
-def test_resume_starts_afresh_where_there_is_no_checkpoint_and_no_resume_ignores_one(tmp_path: Path) -> None:
+def test_resume_starts_afresh_where_there_is_no_checkpoint_and_no_resume_asks_for_overwrite(tmp_path: Path) -> None:
     _, wanted = train(data())
-    assert_same_bits(train(data(), Checkpoint(tmp_path / "a" / "b", resume=True))[1], wanted)
-    assert_same_bits(train(data(), Checkpoint(tmp_path / "a" / "b"))[1], wanted)
+    folder = tmp_path / "a" / "b"
+    assert_same_bits(train(data(), Checkpoint(folder, resume=True))[1], wanted)
+    before = (folder / "checkpoint.safetensors").read_bytes()
+    text = f"Checkpoint: {folder / 'checkpoint.safetensors'} exists; resume=True goes on from it, overwrite=True"
+    with pytest.raises(ValueError, match=re.escape(text)):
+        train(data(), Checkpoint(folder))
+    assert (folder / "checkpoint.safetensors").read_bytes() == before
+    assert_same_bits(train(data(), Checkpoint(folder, overwrite=True))[1], wanted)
 
 
 def test_resuming_a_finished_run_trains_no_more(tmp_path: Path) -> None:
@@ -324,7 +335,7 @@ def test_a_directory_that_cannot_be_written_is_an_os_error(tmp_path: Path, monke
 
     monkeypatch.setattr("os.fsync", full)
     with pytest.raises(OSError, match="No space left"):
-        train(data(), Checkpoint(tmp_path))
+        train(data(), Checkpoint(tmp_path, overwrite=True))
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint.safetensors", "file"]
 

@@ -19,7 +19,7 @@ _SQRT_HALF = tl.constexpr(0.7071067811865476)
 _INV_SQRT_2PI = tl.constexpr(0.3989422804014327)
 _SQRT_2_OVER_PI = tl.constexpr(0.7978845608028654)
 _GELU_CUBIC = tl.constexpr(0.044715)  # Hendrycks & Gimpel, 2016, arXiv:1606.08415
-_SOFTPLUS_THRESHOLD = tl.constexpr(20.0)  # torch's: softplus is the identity above it
+_SOFTPLUS_THRESHOLD = tl.constexpr(float(elementwise.SOFTPLUS_THRESHOLD))
 
 
 @triton.jit
@@ -84,8 +84,8 @@ def leaky_relu_fwd(p):
 
 
 @triton.jit
-def leaky_relu_bwd(dy, y):
-    return tl.where(y > 0, dy, dy * _LEAKY_RELU_SLOPE)
+def leaky_relu_bwd(dy, s):  # y or p: they have one sign
+    return tl.where(s > 0, dy, dy * _LEAKY_RELU_SLOPE)
 
 
 @triton.jit
@@ -94,8 +94,8 @@ def elu_fwd(p):
 
 
 @triton.jit
-def elu_bwd(dy, y):
-    return tl.where(y <= 0, dy * (y + 1.0), dy)
+def elu_bwd(dy, p):
+    return tl.where(p <= 0, dy * tl.exp(tl.where(p <= 0, p, 0.0)), dy)
 
 
 @triton.jit
@@ -184,8 +184,8 @@ def softplus_fwd(p):
 
 
 @triton.jit
-def softplus_bwd(dy, y):
-    return dy * -_expm1(-y)
+def softplus_bwd(dy, p):
+    return dy * tl.where(p > _SOFTPLUS_THRESHOLD, 1.0, _sigmoid(p))
 
 
 @triton.jit
