@@ -73,11 +73,11 @@ class Commands(click.Group):
         """Run the command; its errors name options, where functions name their arguments."""
         try:
             return super().invoke(ctx)
-        except (ValueError, TypeError) as error:
+        except ERRORS as error:
             command = self.get_command(ctx, ctx.invoked_subcommand or "")
             known = command.params if command else []
             options = {p.name or "": p.opts[0] for p in known if isinstance(p, click.Option)}
-            if type(error) in (ValueError, TypeError):
+            if len(error.args) == 1:  # the text: of an OSError of the system's there are more
                 error.args = (_spelled(str(error), options),)
             raise
 

@@ -20,6 +20,7 @@ from fastae.cli.options import backend, device, device_named, force, is_npz, key
 from fastae.data.scaling import Scaler
 from fastae.data.writers import check_new_folder, new_folder, write_atomically
 from fastae.models.dense import DenseAutoencoder
+from fastae.nn.arguments import seed_number
 from fastae.train.distributed import Ranks, launched, own_device, restarts
 from fastae.train.fit import split_rows
 from fastae.train.plots import image_side, plot_reconstructions
@@ -74,7 +75,7 @@ def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, opti
     widths = numbers(options["features"], "--features")
     decoder = options["decoder_features"] and numbers(options["decoder_features"], "--decoder-features")
     x = read(data, key, widths[0])
-    torch.manual_seed(options["seed"])
+    torch.manual_seed(seed_number("train", options["seed"]))
     model = DenseAutoencoder(
         widths,
         options["activation"],

@@ -37,7 +37,7 @@ def read_array(source: str | os.PathLike[str], key: str | None = None) -> NDArra
     named = source in NAMED_SETS
     path = Path(source)
     if key is not None and (named or path.suffix.lower() != ".npz"):
-        raise ValueError(f"key: must be None unless the file is a .npz; got {key!r} for {str(source)!r}")
+        raise ValueError(f"key must be left out unless the file is a .npz; got {key!r} for {str(source)!r}")
     if named:
         return _read_named(str(source))
     if not os.path.exists(path):
@@ -112,10 +112,10 @@ def _read_npz(path: Path, key: str | None) -> NDArray[Any]:
         keys = list(archive.files)
         listed = ", ".join(map(repr, keys)) or "none"
         if key is None and len(keys) != 1:
-            raise ValueError(f"key: must name one array of {path} ({listed}); got None")
+            raise ValueError(f"key must name one array of {path} ({listed}); got None")
         name = keys[0] if key is None else key
         if name not in keys:
-            raise ValueError(f"key: must name one array of {path} ({listed}); got {name!r}{nearest(name, keys)}")
+            raise ValueError(f"key must name one array of {path} ({listed}); got {name!r}{nearest(name, keys)}")
         return np.asarray(_numpy(path, requirement, lambda: archive[name]))
 
 

@@ -18,7 +18,7 @@ from fastae.engine.parameters import is_dense
 from fastae.engine.program import Dense, Program
 from fastae.engine.signature import HOOKS, Signature
 from fastae.engine.static_step import StaticStep
-from fastae.nn.arguments import is_dtensor, whole_number
+from fastae.nn.arguments import is_dtensor, seed_number, whole_number
 from fastae.nn.backend import get_backend, use_backend
 
 logger = logging.getLogger(__name__)
@@ -77,7 +77,7 @@ class TrainStep:
         if not isinstance(model, nn.Module) or not callable(getattr(model, "program", None)):
             raise TypeError(f"TrainStep: model must be an autoencoder of fastae; got {type(model).__name__}")
         self.batch_size = whole_number("TrainStep", "batch_size", batch_size, 1)
-        self.seed = whole_number("TrainStep", "seed", seed)
+        self.seed = seed_number("TrainStep", seed)
         self.model: Any = model
         self.optimizer, self.steps = optimizer, 0
         self._precision, self._group, self._backend = precision, group, get_backend()
@@ -201,7 +201,7 @@ class TrainStep:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a `state_dict`."""
-        self.seed = whole_number("TrainStep", "seed", state["seed"])
+        self.seed = seed_number("TrainStep", state["seed"])
         self.steps = whole_number("TrainStep", "steps", state["steps"], 0)
 
     def _without_rows(self) -> Tensor:

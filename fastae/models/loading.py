@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastae.data.scaling import Scaler
+from fastae.models import dense  # noqa: F401 (its class joins MODELS)
 from fastae.models.base import Autoencoder
 from fastae.models.format import (
     EXPONENTS,

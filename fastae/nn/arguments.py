@@ -32,6 +32,14 @@ def whole_number(function: str, name: str, value: object, least: int | None = No
     return number
 
 
+def seed_number(function: str, value: object) -> int:
+    """The value as a seed of PyTorch's generators. Raises as `whole_number` does, ValueError beyond their range."""
+    seed = whole_number(function, "seed", value)
+    if not -(2**63) <= seed < 2**64:
+        raise ValueError(f"{function}: seed must be a whole number of 64 bits; got {seed}")
+    return seed
+
+
 def admit(
     function: str, names: Sequence[str], tensors: Sequence[Any], optional: Container[str] = ()
 ) -> tuple[Sequence[Any], bool]:

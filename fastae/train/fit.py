@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from fastae.data.arrays import CHUNK_VALUES, check_all_finite, check_rows, to_tensor
 from fastae.engine.parameters import is_dense
 from fastae.engine.train_step import Trainable, TrainStep
-from fastae.nn.arguments import is_dtensor, nearest, whole_number
+from fastae.nn.arguments import is_dtensor, nearest, seed_number, whole_number
 from fastae.nn.losses import eager_loss
 from fastae.train.checkpoint import Checkpoint
 from fastae.train.distributed import Ranks, digest
@@ -85,7 +85,7 @@ def fit(
     epochs, batch_size, seed = (
         whole_number("fit", "epochs", epochs, 1),
         whole_number("fit", "batch_size", batch_size, 1),
-        whole_number("fit", "seed", seed),
+        seed_number("fit", seed),
     )
     lr, weight_decay = float(lr), float(weight_decay)
     _check_options(lr, weight_decay, precision)

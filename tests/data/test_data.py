@@ -121,15 +121,15 @@ def test_npz_keys(tmp_path: Path) -> None:
     path = tmp_path / "x.npz"
     np.savez(path, train=np.ones((2, 3)), labels=np.zeros((2, 1)))
     same(read_array(path, "train"), np.ones((2, 3)))
-    listed = "key: must name one array of {} ('train', 'labels'); got"
+    listed = "key must name one array of {} ('train', 'labels'); got"
     for key, got in [("trian", "'trian'; did you mean 'train'?"), ("zzz", "'zzz'"), (None, "None")]:
         refused(ValueError, f"{listed} {got}", path, key)
     np.savez(path, only=np.ones((2, 3), np.uint8))
     same(read_array(path), np.ones((2, 3), np.float32))
     np.savez(path)
-    refused(ValueError, "key: must name one array of {} (none); got None", path)
-    refused(ValueError, "key: must be None unless the file is a .npz; got 'a' for 'digits'", "digits", "a")
-    refused(ValueError, "key: must be None unless the file is a .npz; got 'a' for '{}'", tmp_path / "x.npy", "a")
+    refused(ValueError, "key must name one array of {} (none); got None", path)
+    refused(ValueError, "key must be left out unless the file is a .npz; got 'a' for 'digits'", "digits", "a")
+    refused(ValueError, "key must be left out unless the file is a .npz; got 'a' for '{}'", tmp_path / "x.npy", "a")
 
 
 def test_broken_npz(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
