@@ -109,10 +109,9 @@ def check_new_folder(path: Path, force: bool, option: str = "--out", but: Collec
 
 
 def _check_parent(path: Path, option: str) -> None:
-    path = _followed(path)
     try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        with _part(path):
+        _followed(path).parent.mkdir(parents=True, exist_ok=True)
+        with _part(_followed(path)):
             pass
     except OSError as error:
         raise ValueError(f"{option} must be where files can be written; got {path} ({error.strerror})") from None

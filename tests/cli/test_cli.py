@@ -18,13 +18,15 @@ import fastae
 from fastae.cli import main as cli
 from fastae.data import writers as outputs
 from fastae.data.readers import read_array
+from fastae.nn import backend
+from fastae.train.fit import split_rows
 
 
 @pytest.fixture
 def run(tmp_path, monkeypatch, capsys):
     """Run `fastae ARGS` in an empty folder: (exit code, stdout, stderr)."""
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(fastae.nn.backend._process, "name", "auto")
+    monkeypatch.setattr(backend._process, "name", "auto")
 
     def call(*args):
         monkeypatch.setattr(sys, "argv", ["fastae", *map(str, args)])
@@ -88,7 +90,7 @@ def test_scaling_is_measured_on_training_rows_saved_and_applied_again(run, pixel
     trained(run, pixels, "--scale", "standard", "--validation-split", "0.5")
     model = fastae.load("model")
     assert model.scaler.kind == "standard"
-    rows, held_out = fastae.train.fit.split_rows(60, 0.5, torch.Generator().manual_seed(0))
+    rows, held_out = split_rows(60, 0.5, torch.Generator().manual_seed(0))
     np.testing.assert_allclose(model.scaler.offset, pixels[rows.numpy()].mean(0), rtol=1e-6)
     assert not np.allclose(model.scaler.offset, pixels[held_out.numpy()].mean(0))
     scaled = model.scaler.transform(pixels.astype(np.float32))
