@@ -6,12 +6,13 @@ READY  := $(VENV)/.ready
 PEERS  := .venv-peers
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help setup demo test test-all test-integrations bench bench-peers lint format clean
+.PHONY: help setup demo test test-all test-integrations fuzz bench bench-peers lint format clean
 help:
 	@echo "make demo    train the MNIST autoencoder beside plain PyTorch; results in runs/demo"
 	@echo "make test    run the tests, and fastae verify --quick (no GPU needed; five minutes on two cores)"
 	@echo "make test-all  the same, with the mutants of fastae verify and short runs of every benchmark"
 	@echo "make test-integrations  the tests that need other packages or a C++ compiler; installs the packages"
+	@echo "make fuzz MINUTES=20  the tests of tests/fuzz with fresh examples until the minutes are over or one fails"
 	@echo "make bench   measure fastae beside PyTorch on this machine (14 minutes); bench/results, and the README from it"
 	@echo "make bench-peers  the same beside Keras, Lightning, scikit-learn, skorch and PyOD (5 minutes)"
 	@echo "make lint    ruff and mypy"
@@ -40,6 +41,9 @@ test-all: $(READY)
 test-integrations: $(READY)
 	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations]'
 	$(PYTEST) -m integrations
+
+fuzz: $(READY)
+	$(BIN)/python tests/fuzz $(MINUTES)
 
 bench: $(READY)
 	$(BIN)/fastae bench --report bench/results

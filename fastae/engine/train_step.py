@@ -107,6 +107,7 @@ class TrainStep:
             self._warned = True
             logger.warning("TrainStep calls the model's own loss through autograd: %s", program.own_loss)
         self.static, self._signature = static, Signature(self.model, program)
+        self._frozen = [p for p in self.model.parameters() if not p.requires_grad]
         self._total = self._total.to(static.device)
         lacks = bool(static.parameters.by_autograd) or self._group is not None
         self._update = Update(self.optimizer, static.trainable, lacks)
@@ -166,6 +167,8 @@ class TrainStep:
             raise ValueError(
                 f"TrainStep: target must be {[len(x), static.program.out_features]}; got {list(target.shape)}"
             )
+        for p in self._frozen:
+            p.grad = None  # as `zero_grad` does: the optimizer would update them by what someone left there
         enabled = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)  # a microsecond less than torch.no_grad()
         try:

@@ -16,6 +16,8 @@ from fastae.train.callbacks import EarlyStopping
 from fastae.train.distributed import Ranks
 from fastae.train.run import Callback, Run
 
+_FINITE = ("model.", "optimizer.", f"callback.{EarlyStopping.__name__}.")  # whose tensors are
+
 
 class Checkpoint(Callback):
     """Write everything that training needs to go on, bit for bit, to `directory`/checkpoint.safetensors.
@@ -91,6 +93,9 @@ class Checkpoint(Callback):
             state = {name: _decoded(value, tensors) for name, value in values.items()}
             inside = _names(values)
             state |= {name: t for name, t in tensors.items() if name not in inside}
+            bad = [name for name, t in tensors.items() if name.startswith(_FINITE) and not bool(t.isfinite().all())]
+            if bad:
+                raise ValueError(f"{bad[0]} holds NaN or inf")
             if missing := {"settings", "history", "param_groups", "generator"} - state.keys():
                 raise KeyError(*sorted(missing))
             return state

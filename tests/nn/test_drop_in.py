@@ -9,10 +9,10 @@ from collections.abc import Callable
 import pytest
 import torch
 import torch.nn.functional as F
+from cases import ACTIVATIONS, EAGER
 from torch import Tensor, nn
 
 import fastae
-from tests.support.cases import ACTIVATIONS, EAGER
 
 MODULES = {
     "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish,
