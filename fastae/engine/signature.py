@@ -25,7 +25,8 @@ class Signature:
 
     Of parameters: which ones there are and where, their memory, strides, dtype, `requires_grad` and hooks. Of modules:
     class, children, hooks, attributes of the instance (a forward of its own), activation, likelihood. Islands are
-    called as they are, so of the modules inside them only the parameters are looked at.
+    called as they are, so of the modules inside them only the parameters are looked at; of the model itself, which may
+    be one, all.
     """
 
     def __init__(self, model: nn.Module, program: Program) -> None:
@@ -35,7 +36,7 @@ class Signature:
         dense = [p for s in program.stages if isinstance(s, Dense) for p in (s.weight, s.bias) if p is not None]
         self._plain = list(dict.fromkeys(dense))
         self._tables = [vars(m)[table] for m in modules for table in ("_parameters", "_modules")]
-        self._modules = [m for m in modules if id(m) not in islands]
+        self._modules = [m for m in modules if m is model or id(m) not in islands]
         self._attributes = list(map(vars, self._modules))
         self._hooks = [vars(m)[hooks] for m in self._modules for hooks in HOOKS]
         self._chosen = [(d, name) for d in self._attributes for name in ("activation", "likelihood") if name in d]

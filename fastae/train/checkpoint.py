@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from pathlib import Path
@@ -16,6 +17,7 @@ from fastae.train.callbacks import EarlyStopping
 from fastae.train.distributed import Ranks
 from fastae.train.run import Callback, Run
 
+_DAMAGE = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError)  # what a damaged state raises
 _FINITE = ("model.", "optimizer.", f"callback.{EarlyStopping.__name__}.")  # whose tensors are
 
 
@@ -54,10 +56,29 @@ class Checkpoint(Callback):
         _encoded(run.state_dict())  # what cannot be written is refused before an epoch has been paid for
         if (state := Ranks().on_rank_0(self._begin)) is None:
             return
-        run.load_state_dict(state)
+        self._load(run, state)
         waiting = [c for c in run.callbacks if isinstance(c, EarlyStopping)]
         if run.history.stopped == "early stopping" and all(c.wait < c.patience for c in waiting):
             run.history.stopped = None
+
+    def _load(self, run: Run, state: dict[str, Any]) -> None:
+        """All of the state or, with an error, nothing of it."""
+        before = copy.deepcopy(run.state_dict())
+        try:
+            run.check_settings(state)
+            run.load_state_dict(state)
+        except _DAMAGE as error:
+            run.load_state_dict(before)
+            if isinstance(error, ValueError) and str(error).startswith("Checkpoint: "):
+                raise
+            raise self._unreadable(error) from error
+
+    def _unreadable(self, error: Exception) -> ValueError:
+        reason = " ".join(str(error).split())
+        return ValueError(
+            f"Checkpoint: {self.path} must be a checkpoint of fastae; it is truncated, or was not written by fastae "
+            f"({reason})"
+        )
 
     def on_epoch_end(self, run: Run) -> None:
         if run.history.epochs % self.every == 0:
@@ -99,11 +120,8 @@ class Checkpoint(Callback):
             if missing := {"settings", "history", "param_groups", "generator"} - state.keys():
                 raise KeyError(*sorted(missing))
             return state
-        except (SafetensorError, KeyError, TypeError, ValueError, AttributeError) as error:
-            raise ValueError(
-                f"Checkpoint: {self.path} must be a checkpoint of fastae; it is truncated, or was not written by "
-                f"fastae ({error})"
-            ) from None
+        except (SafetensorError, *_DAMAGE) as error:
+            raise self._unreadable(error) from None
 
 
 # ---------------------------------------------------------------- a state as JSON and tensors

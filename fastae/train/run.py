@@ -61,12 +61,15 @@ class Run:
             "settings": self.settings,
         }
 
-    def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from `state`. Raises ValueError, before anything changes, if it belongs to other settings."""
+    def check_settings(self, state: dict[str, Any]) -> None:
+        """Raise ValueError if `state` belongs to a run with other settings."""
         saved = state["settings"]
         for name, value in self.settings.items():
             if name in saved and saved[name] != value:
                 raise ValueError(f"Checkpoint: {name} must be {saved[name]!r}, as in the checkpoint; got {value!r}")
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from `state`."""
 
         def part(prefix: str) -> dict[str, Any]:
             return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}

@@ -150,3 +150,34 @@ def test_inside_fit_by_a_callback(name: str) -> None:
         if problem := differs(in_fit(name, variant, optimizer, when), wanted, name, optimizer):
             problems[variant, optimizer, WHEN[when]] = problem
     assert not problems
+
+
+# Found by tests/fuzz: what one event does to the step, and another one after it
+SEQUENCES = [
+    ("a forward of the instance", "another likelihood"),
+    ("a BatchNorm inserted", "a gradient of someone else's", "a layer is frozen"),
+]
+
+
+@pytest.mark.parametrize("names", SEQUENCES, ids=" then ".join)
+@pytest.mark.parametrize("early", [False, True])
+def test_events_after_each_other(names: tuple[str, ...], early: bool) -> None:
+    weights = []
+    for plain in (True, False):
+        ae = model("plain")
+        optimizer = OPTIMIZERS["Adam"](ae.parameters())
+        step = TrainStep(ae, optimizer, 16) if early and not plain else None
+        for name, x in zip((*names, "nothing"), BATCHES, strict=False):
+            EVENTS[name](ae, optimizer)
+            if name == "a gradient of someone else's":
+                continue
+            if plain:
+                ae.zero_grad()
+                (F.huber_loss if isinstance(ae.likelihood, Huber) else F.mse_loss)(ae(x), x).backward()
+                optimizer.step()
+            else:
+                step = step or TrainStep(ae, optimizer, 16)
+                step(x)
+        weights.append(ae.state_dict())
+    for name, p in weights[0].items():
+        torch.testing.assert_close(weights[1][name], p, rtol=1e-9, atol=1e-11)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -9,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save_file
 from torch.optim.lr_scheduler import MultiStepLR
 
 from fastae import Callback, Checkpoint, DenseAutoencoder, EarlyStopping, History, Scaler
@@ -181,6 +183,30 @@ def test_the_history_names_the_epoch_whose_weights_the_model_has() -> None:
     assert (ae.trained["best_epoch"], ae.trained["best_loss"]) == (1, history.val_loss[0])
     assert fit(epochs=2).best_epoch is None
     assert History(**history.to_dict()) == history
+
+
+@pytest.mark.parametrize("what", ["generator", "weights", "optimizer", "nan"])
+def test_a_damaged_state_changes_nothing(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = model()
+    fit(Checkpoint(tmp_path), ae=first, optimizer=torch.optim.Adam(first.parameters()), epochs=1)
+    state = Checkpoint(tmp_path, resume=True)._read()
+    damage = {
+        "generator": {"generator": torch.zeros_like(state["generator"])},
+        "weights": {"model.decoder.1.weight": torch.zeros(3)},
+        "optimizer": {"param_groups": state["param_groups"] * 2},
+        "nan": {"model.decoder.1.weight": state["model.decoder.1.weight"] * float("nan")},
+    }
+    values, tensors = module._encoded(state | damage[what])
+    save_file(tensors, tmp_path / "checkpoint.safetensors", {"fastae": json.dumps(values)})
+    ae = model(5)
+    before = {name: t.clone() for name, t in ae.state_dict().items()}
+    optimizer = torch.optim.Adam(ae.parameters())
+    with pytest.raises(
+        ValueError, match=r"^Checkpoint: .* must be a checkpoint of fastae; it is truncated, or was not"
+    ):
+        fit(Checkpoint(tmp_path, resume=True), ae=ae, optimizer=optimizer)
+    assert all(torch.equal(t, before[name]) for name, t in ae.state_dict().items())
+    assert not optimizer.state
 
 
 def test_the_codec_is_the_identity_on_what_it_takes() -> None:
