@@ -69,17 +69,18 @@ def check(mine: Callable[..., Tensor], theirs: Callable[..., Tensor], leaves: li
     assert len(found) == len(truth)
     for a, b, true in zip(found, usual, truth, strict=True):
         assert a.shape == b.shape
-        near(a, b, true)
+        near(a, b, true, a.dtype)
 
 
-def near(mine: Tensor, theirs: Tensor, truth: Tensor, slack: float = 0.0) -> None:
-    """The three-way rule, with a floor for sums that cancel; fp64 is its own truth but for the order of a sum."""
+def near(mine: Tensor, theirs: Tensor, truth: Tensor, dtype: torch.dtype, slack: float = 0.0) -> None:
+    """The three-way rule for what was computed in `dtype`, with a floor for sums that cancel; fp64 is its own truth but
+    for the order of a sum."""
     assert torch.equal(mine.isnan(), truth.isnan())
     if mine.dtype == torch.float64:
         torch.testing.assert_close(mine, truth, rtol=1e-9, atol=1e-11, equal_nan=True)
     elif not truth.isnan().any():
         errors = [float((t.double() - truth).norm()) for t in (mine, theirs)]
-        floor = 16 * torch.finfo(mine.dtype).eps * (float(truth.norm()) + 1) + slack * float(truth.norm())
+        floor = 16 * torch.finfo(dtype).eps * (float(truth.norm()) + 1) + slack * float(truth.norm())
         assert errors[0] <= 2 * errors[1] + floor, errors
 
 
@@ -141,4 +142,4 @@ def test_linear_act_loss(data: st.DataObject) -> None:
     for a, c, true in zip(found, usual, truth, strict=True):
         # near a kink of the loss or the activation a rounded y has another sign: a few terms of the sum
         smooth = loss.name == "mse" and activation not in ("relu", "leaky_relu", "elu")
-        near(a, c, true, 0.0 if smooth or dtype.itemsize > 2 else 0.2)
+        near(a, c, true, dtype, 0.0 if smooth or dtype.itemsize > 2 else 0.2)
