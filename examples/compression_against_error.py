@@ -35,7 +35,7 @@ def main() -> None:
     for code in CODES:
         torch.manual_seed(0)
         ae = fastae.DenseAutoencoder([784, 256, code], activation="relu", output_activation="sigmoid")
-        ae.fit(x, epochs=arguments.epochs, batch_size=128, validation_split=0, progress=False)
+        ae.fit(x, epochs=arguments.epochs, batch_size=128, validation_split=0)
         pca = PCA(code, random_state=0).fit(x)
         errors.append(float(ae.score(test).mean()))
         pca_errors.append(float(np.square(pca.inverse_transform(pca.transform(test)) - test).mean()))

@@ -210,7 +210,8 @@ class Autoencoder(nn.Module):
         """The stages of a training step: plain layers as they are, runs of other modules as islands of autograd, or the
         whole model as one where its calls are not the sequence of its layers."""
         widths = self.kind, self.in_features, self.out_features
-        everything = tuple(self.parameters())
+        tied = [m.source for m in self.modules() if isinstance(m, TiedLinearAct)]  # of a layer that was replaced, too
+        everything = tuple(dict.fromkeys(p for m in (self, *tied) for p in m.parameters()))
         whole = Program((Module("", self),), *widths, everything)
         if type(self).loss is not _OWN["loss"] or "loss" in vars(self):
             return whole._replace(own_loss=f"{type(self).__name__} has a loss of its own")

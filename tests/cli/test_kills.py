@@ -86,6 +86,7 @@ def test_killed_at_random_moments(folder: Path) -> None:
             if kills < KILLS:
                 time.sleep(draw.uniform(0, 6))
             if kills == KILLS or training.poll() is not None:
+                assert finished(training) == (0, "")
                 break
             training.send_signal(signal.SIGKILL)
             finished(training)
@@ -96,9 +97,6 @@ def test_killed_at_random_moments(folder: Path) -> None:
             if (folder / out).exists():
                 whole(folder / out)
                 break
-        if not (folder / out).exists():
-            code, err = finished(training)
-            assert (code, err) == (0, "")
         whole(folder / out)
         assert (folder / out / "model.safetensors").read_bytes() == wanted
         (folder / "ck/checkpoint.safetensors").unlink(missing_ok=True)
@@ -134,5 +132,5 @@ def test_a_disk_that_is_full_keeps_what_was_there(folder: Path) -> None:
             )
         )
         assert (code, err.count("\n")) == (2, 1), err
-        assert "File too large" in err or "cannot" in err, err
+        assert err.startswith("fastae: ")
         assert {p: p.read_bytes() for p in folder.rglob("*") if p.is_file()} == before

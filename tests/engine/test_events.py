@@ -156,15 +156,17 @@ def test_inside_fit_by_a_callback(name: str) -> None:
 SEQUENCES = [
     ("a forward of the instance", "another likelihood"),
     ("a BatchNorm inserted", "a gradient of someone else's", "a layer is frozen"),
+    ("a backward hook", "a layer replaced by PyTorch's", "nothing"),
 ]
 
 
 @pytest.mark.parametrize("names", SEQUENCES, ids=" then ".join)
 @pytest.mark.parametrize("early", [False, True])
-def test_events_after_each_other(names: tuple[str, ...], early: bool) -> None:
+@pytest.mark.parametrize("variant", ["plain", "tied"])
+def test_events_after_each_other(names: tuple[str, ...], variant: str, early: bool) -> None:
     weights = []
     for plain in (True, False):
-        ae = model("plain")
+        ae = model(variant)
         optimizer = OPTIMIZERS["Adam"](ae.parameters())
         step = TrainStep(ae, optimizer, 16) if early and not plain else None
         for name, x in zip((*names, "nothing"), BATCHES, strict=False):
@@ -173,6 +175,7 @@ def test_events_after_each_other(names: tuple[str, ...], early: bool) -> None:
                 continue
             if plain:
                 ae.zero_grad()
+                optimizer.zero_grad()
                 (F.huber_loss if isinstance(ae.likelihood, Huber) else F.mse_loss)(ae(x), x).backward()
                 optimizer.step()
             else:
