@@ -107,8 +107,9 @@ class LayerLife(RuleBasedStateMachine):
         for m in self.all:
             m[0].load_state_dict(fused.state_dict())  # type: ignore[index]
         fastae.patch(self.all[2])
-        self.optimizers = [torch.optim.Adam(m.parameters(), 0.05) for m in self.all]
+        self.optimizers = [torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in self.all]
         self.outputs: list[list[Tensor]] = []
+        self.close: dict[str, float] = {}
 
     def teardown(self) -> None:
         if hasattr(self, "block"):
@@ -126,7 +127,7 @@ class LayerLife(RuleBasedStateMachine):
             if isinstance(found[0], Exception) or isinstance(other, Exception):
                 assert type(other) is type(found[0]), found
             elif isinstance(found[0], Tensor):
-                torch.testing.assert_close(other, found[0])
+                torch.testing.assert_close(other, found[0], **self.close)
         return found
 
     @rule(rows=st.integers(0, 7), lead=st.booleans(), grad=st.booleans(), seed=st.integers(0, 9))
@@ -160,7 +161,7 @@ class LayerLife(RuleBasedStateMachine):
             for mine in a:
                 assert (mine is None) == (b is None)
                 if mine is not None:
-                    torch.testing.assert_close(mine, b)
+                    torch.testing.assert_close(mine, b, **self.close)
 
     @rule()
     def step(self) -> None:
@@ -175,8 +176,10 @@ class LayerLife(RuleBasedStateMachine):
     @rule(double=st.booleans())
     def convert(self, double: bool) -> None:
         self.outputs.clear()
+        if not double:  # what was rounded once stays so
+            self.close = {"rtol": 1e-3, "atol": 1e-4}
         self.each(lambda i, m: (m.double() if double else m.float()) and None)
-        self.optimizers = [torch.optim.Adam(m.parameters(), 0.05) for m in self.all]
+        self.optimizers = [torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in self.all]
 
     @rule(how=st.sampled_from(["deepcopy", "pickle", "torch.save", "state_dict"]))
     def copy(self, how: str) -> None:
@@ -193,7 +196,7 @@ class LayerLife(RuleBasedStateMachine):
                 self.all[i] = torch.load(file, weights_only=False)
             else:
                 m.load_state_dict(copy.deepcopy(m.state_dict()))
-        self.optimizers = [torch.optim.Adam(m.parameters(), 0.05) for m in self.all]
+        self.optimizers = [torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in self.all]
 
     @rule(kind=st.sampled_from(["transposed", "slice", "new"]))
     def storage(self, kind: str) -> None:
@@ -206,7 +209,7 @@ class LayerLife(RuleBasedStateMachine):
                 layer.weight.data = torch.cat([w, w], 1)[:, : w.shape[1]]
             else:
                 layer.weight = nn.Parameter(w * 0.5)
-        self.optimizers = [torch.optim.Adam(m.parameters(), 0.05) for m in self.all]
+        self.optimizers = [torch.optim.SGD(m.parameters(), 0.05, momentum=0.9) for m in self.all]
 
     @rule()
     def hook(self) -> None:
