@@ -345,7 +345,9 @@ def _island(modules: Sequence[tuple[str, nn.Module]]) -> list[Stage]:
     (first, module), (last, _) = modules[0], modules[-1]
     if len(modules) == 1:
         return [Module(first, module)]
-    return [Module(f"{first} to {last}", nn.Sequential(*(m for _, m in modules)).train(module.training))]
+    together = nn.Sequential(*(m for _, m in modules))
+    together.training = module.training  # its own flag: `train` would set those of the modules, which may differ
+    return [Module(f"{first} to {last}", together)]
 
 
 def _each_hook_once(stages: Sequence[Stage]) -> bool:

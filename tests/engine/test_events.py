@@ -157,6 +157,7 @@ SEQUENCES = [
     ("a forward of the instance", "another likelihood"),
     ("a BatchNorm inserted", "a gradient of someone else's", "a layer is frozen"),
     ("a backward hook", "a layer replaced by PyTorch's", "nothing"),
+    ("a BatchNorm inserted", "eval mode", "a BatchNorm inserted"),
 ]
 
 
