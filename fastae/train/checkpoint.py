@@ -66,6 +66,7 @@ class Checkpoint(Callback):
         before = copy.deepcopy(run.state_dict())
         try:
             run.check_settings(state)
+            _check_groups(run.optimizer.param_groups, state["param_groups"])
             run.load_state_dict(state)
         except _DAMAGE as error:
             run.load_state_dict(before)
@@ -122,6 +123,16 @@ class Checkpoint(Callback):
             return state
         except (SafetensorError, *_DAMAGE) as error:
             raise self._unreadable(error) from None
+
+
+def _check_groups(mine: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+    """An optimizer takes groups with options missing or of another kind, and fails when it steps."""
+    for own, group in zip(mine, saved, strict=True):
+        for name, value in own.items():
+            now = group[name]
+            number = isinstance(value, (int, float, Tensor)) and isinstance(now, (int, float, Tensor))
+            if not number and type(now) is not type(value):
+                raise TypeError(f"the optimizer's {name} must be a {type(value).__name__}; got {now!r}")
 
 
 # ---------------------------------------------------------------- a state as JSON and tensors

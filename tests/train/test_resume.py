@@ -185,7 +185,7 @@ def test_the_history_names_the_epoch_whose_weights_the_model_has() -> None:
     assert History(**history.to_dict()) == history
 
 
-@pytest.mark.parametrize("what", ["generator", "weights", "optimizer", "nan"])
+@pytest.mark.parametrize("what", ["generator", "weights", "optimizer", "option", "kind", "nan"])
 def test_a_damaged_state_changes_nothing(what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     first = model()
     fit(Checkpoint(tmp_path), ae=first, optimizer=torch.optim.Adam(first.parameters()), epochs=1)
@@ -194,6 +194,8 @@ def test_a_damaged_state_changes_nothing(what: str, tmp_path: Path, monkeypatch:
         "generator": {"generator": torch.zeros_like(state["generator"])},
         "weights": {"model.decoder.1.weight": torch.zeros(3)},
         "optimizer": {"param_groups": state["param_groups"] * 2},
+        "option": {"param_groups": [{k: v for k, v in state["param_groups"][0].items() if k != "betas"}]},
+        "kind": {"param_groups": [state["param_groups"][0] | {"eps": "1e-8"}]},
         "nan": {"model.decoder.1.weight": state["model.decoder.1.weight"] * float("nan")},
     }
     values, tensors = module._encoded(state | damage[what])
