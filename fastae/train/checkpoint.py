@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
+from numbers import Number
 from pathlib import Path
 from typing import Any
 
@@ -130,7 +131,7 @@ def _check_groups(mine: list[dict[str, Any]], saved: list[dict[str, Any]]) -> No
     for own, group in zip(mine, saved, strict=True):
         for name, value in own.items():
             now = group[name]
-            number = isinstance(value, (int, float, Tensor)) and isinstance(now, (int, float, Tensor))
+            number = isinstance(value, (Number, Tensor)) and isinstance(now, (Number, Tensor))
             if not number and type(now) is not type(value):
                 raise TypeError(f"the optimizer's {name} must be a {type(value).__name__}; got {now!r}")
 
