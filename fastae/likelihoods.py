@@ -1,7 +1,9 @@
 """Losses of a reconstruction as parts: frozen dataclasses that print, compare, hash and go into config.json.
 
-`DenseAutoencoder(..., likelihood="huber")` is `likelihood=fastae.likelihoods.Huber()`. The mean of each is taken over
-all values. y is the reconstruction, t the target.
+`DenseAutoencoder(..., likelihood="huber")` is `likelihood=fastae.likelihoods.Huber()`. y is the reconstruction, t the
+target. `MSE`, `MAE` and `Huber` are losses of y; their mean is taken over all values. The others are negative
+log-likelihoods of t in nats: the last layer gives p, from which the mean of t follows, and a row's loss is the sum over
+its features; the mean is taken over rows. Constants (those without p) are in `score` alone.
 """
 
 from __future__ import annotations
@@ -49,7 +51,31 @@ class Huber:
         return self.delta
 
 
-Likelihood = MSE | MAE | Huber
+@dataclass(frozen=True)
+class Gaussian:
+    """(p - t)^2 / 2 + log(2 pi) / 2: normal noise of standard deviation 1 around the mean p."""
+
+    name: ClassVar[str] = "gaussian"
+    setting: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True)
+class Bernoulli:
+    """log(1 + exp p) - t p: binary cross-entropy of t in [0, 1], whose mean is sigmoid(p)."""
+
+    name: ClassVar[str] = "bernoulli"
+    setting: ClassVar[float] = 0.0
+
+
+@dataclass(frozen=True)
+class Poisson:
+    """exp(p) - t p + log(t!): counts t with mean exp(p)."""
+
+    name: ClassVar[str] = "poisson"
+    setting: ClassVar[float] = 0.0
+
+
+Likelihood = MSE | MAE | Huber | Gaussian | Bernoulli | Poisson
 
 
 def spelled(part: Likelihood) -> str:
@@ -75,4 +101,4 @@ def parsed(text: str) -> Likelihood:
     return PARTS[name](**{option: float(value) for option, value in options.items()})
 
 
-PARTS = {part.name: part for part in (MSE, MAE, Huber)}
+PARTS = {part.name: part for part in (MSE, MAE, Huber, Gaussian, Bernoulli, Poisson)}

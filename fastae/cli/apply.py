@@ -61,7 +61,7 @@ reconstruct = _transform(
 )
 score = _transform(
     "score",
-    "Write the mean squared error of each row, after scaling: [rows]; to stdout without --out.",
+    "Write the loss of each row, after scaling: [rows]; to stdout without --out.",
     lambda ae, x: ae.score(x),
 )
 

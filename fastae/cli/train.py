@@ -37,6 +37,8 @@ LARGE = 100.0  # root mean square of data above which scaling is worth a word
 @click.option("--activation", default="relu", show_default=True)
 @click.option("--code-activation", default="identity", show_default=True)
 @click.option("--output-activation", default="identity", show_default=True)
+@click.option("--likelihood", default="mse", show_default=True,
+              help="mse, mae, huber, gaussian, bernoulli or poisson; options as in huber:delta=2.")  # fmt: skip
 @click.option("--tied", is_flag=True, help="The decoder uses the encoder's weights transposed.")
 @click.option("--scale", default="none", show_default=True, help="none, unit (min-max) or standard, per feature.")
 @click.option("--epochs", default=100, show_default=True)
@@ -83,6 +85,7 @@ def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, opti
         options["output_activation"],
         decoder,
         options["tied"],
+        likelihood=options["likelihood"],
     ).to(device_named(own_device(options["device"])))
     if options["validation"]:
         held_out = read(options["validation"], key if is_npz(options["validation"]) else None, widths[0])

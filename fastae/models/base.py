@@ -20,7 +20,8 @@ from fastae.likelihoods import MSE, Likelihood
 from fastae.models.format import MODELS
 from fastae.nn.arguments import autocast_dtype, refuse_torchscript, supports_kernels
 from fastae.nn.linear_act import LinearAct
-from fastae.nn.losses import eager_loss, kind_of, mse_loss
+from fastae.nn.log_likelihood import log_likelihood
+from fastae.nn.losses import eager_loss, kind_of, mse_loss, row_losses
 from fastae.nn.tied_linear_act import TiedLinearAct
 
 if TYPE_CHECKING:
@@ -55,10 +56,11 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.scaler: Scaler | None = None
         self.trained: dict[str, Any] | None = None  # how `fit` last trained it
+        self._gives_logits = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a pickled object, one of a version that knew one loss too."""
-        super().__setstate__({"likelihood": MSE(), "trained": None, **state})
+        super().__setstate__({"likelihood": MSE(), "trained": None, "_gives_logits": False, **state})
 
     # ---------------------------------------------------------------- shapes
 
@@ -86,7 +88,7 @@ class Autoencoder(nn.Module):
 
     def forward(self, x: Rows) -> Rows:
         """The reconstruction of x: the same shape."""
-        return self._run(lambda rows: self.decoder(self.encoder(rows)), x, self.in_features, "x")
+        return self._run(lambda rows: self._mean(self.decoder(self.encoder(rows))), x, self.in_features, "x")
 
     def encode(self, x: Rows) -> Rows:
         """The code of x: [..., features[0]] -> [..., features[-1]]."""
@@ -102,10 +104,26 @@ class Autoencoder(nn.Module):
 
     def decode(self, z: Rows) -> Rows:
         """The reconstruction from a code: [..., features[-1]] -> [..., features[0]]."""
-        return self._run(self.decoder, z, self.features[-1], "z")
+        return self._run(lambda code: self._mean(self.decoder(code)), z, self.features[-1], "z")
+
+    def logits(self, x: Tensor) -> Tensor:
+        """What `forward` gives before the likelihood's mean function: log-odds for "bernoulli", a log-rate for
+        "poisson", for other losses the reconstruction itself."""
+        before, self._gives_logits = self._gives_logits, True
+        try:
+            made: Tensor = self(x)
+            return made
+        finally:
+            self._gives_logits = before
+
+    def _mean(self, p: Tensor) -> Tensor:
+        """The reconstruction from what the last layer gives."""
+        mean = None if self._gives_logits else log_likelihood(self.likelihood.name).mean
+        return p if mean is None else mean(p)
 
     def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor:
-        """The mean loss of the reconstruction of x against `target` (x itself by default), as a scalar.
+        """The loss of the reconstruction of x against `target` (x itself by default), as a scalar: for mse, mae and
+        huber the mean over values, for a log-likelihood -log p in nats without its constants, the mean over rows.
 
         fp32 (fp64 for fp64). All layers and the loss are one autograd function where x is [rows, features[0]], the
         layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, and under
@@ -114,16 +132,22 @@ class Autoencoder(nn.Module):
         target = x if target is None else target
         if dense := self._fused(x, target):
             return stack_loss(x, target, stack_of(dense, x), self.kind)
-        y, t = _wide(self(x)), _wide(target)
+        y, t = _wide(self.logits(x)), _wide(target)
         return mse_loss(y, t) if self.kind.name == "mse" else eager_loss(y, t, self.kind, "mean")
 
     def score(self, x: Rows) -> Rows:
-        """The mean loss of each row, [rows, features[0]] -> [rows]: high means unusual; no gradient, bounded memory."""
+        """The loss of each row, [rows, features[0]] -> [rows]: high means unusual; no gradient, bounded memory.
+
+        Of mse, mae and huber the mean over the features; of a log-likelihood -log p(x) in nats, constants included.
+        """
+        constants = log_likelihood(self.likelihood.name).constants
 
         def row_errors(rows: Tensor) -> Tensor:
             if dense := self._fused(rows, None):
-                return stack_score(rows, stack_of(dense, rows), self.kind)
-            return eager_loss(_wide(self(rows)), _wide(rows), self.kind, "none").mean(-1)
+                errors = stack_score(rows, stack_of(dense, rows), self.kind)
+            else:
+                errors = row_losses(eager_loss(_wide(self.logits(rows)), _wide(rows), self.kind, "none"), self.kind)
+            return errors if constants is None else errors + constants(_wide(rows))
 
         with torch.no_grad():
             return self._run(row_errors, x, self.in_features, "x")
@@ -212,7 +236,8 @@ class Autoencoder(nn.Module):
         widths = self.kind, self.in_features, self.out_features
         tied = [m.source for m in self.modules() if isinstance(m, TiedLinearAct)]  # of a layer that was replaced, too
         everything = tuple(dict.fromkeys(p for m in (self, *tied) for p in m.parameters()))
-        whole = Program((Module("", self),), *widths, everything)
+        itself = self if log_likelihood(self.likelihood.name).mean is None else _Logits(self)
+        whole = Program((Module("", itself),), *widths, everything)
         if type(self).loss is not _OWN["loss"] or "loss" in vars(self):
             return whole._replace(own_loss=f"{type(self).__name__} has a loss of its own")
         if self._reason_to_call() is not None:
@@ -297,6 +322,17 @@ class Autoencoder(nn.Module):
             if torch.is_grad_enabled():
                 return function(x)
         return in_chunks(function, x, width, self.widest, next(self.parameters()), name)
+
+
+class _Logits(nn.Module):
+    """A whole model as an island of a step, whose loss takes logits."""
+
+    def __init__(self, model: Autoencoder) -> None:
+        super().__init__()
+        self.model = model
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.model.logits(x)
 
 
 # The original methods, kept at import so that overrides can be detected

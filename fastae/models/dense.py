@@ -12,6 +12,7 @@ from torch import nn
 from fastae.likelihoods import MSE, Likelihood, spelled
 from fastae.models.base import Autoencoder
 from fastae.nn.linear_act import LinearAct, check_activation
+from fastae.nn.log_likelihood import LOG_LIKELIHOODS
 from fastae.nn.losses import likelihood_of
 from fastae.nn.tied_linear_act import TiedLinearAct
 
@@ -23,11 +24,12 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         features: widths from the input to the code, e.g. [784, 256, 128].
         activation: of the hidden layers; names as in `fastae.linear_act`.
         code_activation: of the layer that makes the code.
-        output_activation: of the last layer.
+        output_activation: of the last layer; "identity" beside a log-likelihood.
         decoder_features: widths from the code to the output, e.g. [128, 512, 784]; the encoder's mirrored by default.
         tied: decoder layers use the encoder's weights transposed (one parameter, a gradient from both uses).
         device, dtype: of the parameters, as in `torch.nn.Linear`.
-        likelihood: the loss of the reconstruction: a part of `fastae.likelihoods` or its name, "huber" say.
+        likelihood: the loss of the reconstruction: a part of `fastae.likelihoods` or its name, "huber" say. Beside a
+            log-likelihood ("gaussian", "bernoulli", "poisson") the model's output is the mean of the data.
 
     Calls take either a tensor [..., features[0]] of the model's dtype, and are then differentiable, or a numpy array
     or memory map [rows, features[0]] of any length, which is worked through in chunks, without gradients, on the
@@ -71,6 +73,11 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         self.output_activation = check_activation(output_activation, "DenseAutoencoder: output_activation")
         self.tied = tied
         self.likelihood = likelihood_of(likelihood, "DenseAutoencoder: likelihood")
+        if self.likelihood.name in LOG_LIKELIHOODS and output_activation != "identity":
+            raise ValueError(
+                f"DenseAutoencoder: output_activation must be 'identity' beside likelihood {self.likelihood.name!r}, "
+                f"which has a mean function of its own; got {output_activation!r}"
+            )
 
         def stack(widths: list[int], last: str) -> list[LinearAct]:
             names = [activation] * (len(widths) - 2) + [last]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from fastae.likelihoods import spelled
 from fastae.text_table import lines as text_lines
 
 
@@ -29,6 +30,8 @@ def summary(model: Any) -> str:
     width, code = model.features[0], model.features[-1]
     lines = text_lines(table, 100)
     lines.append(f" {width} values become {code}: compression ratio {width / code:.3g} to 1")
+    if model.likelihood.name != "mse":
+        lines.append(f" likelihood {spelled(model.likelihood)}")
     if model.scaler is not None and model.scaler.kind != "none":
         lines.append(f" trained on data scaled to {model.scaler.kind!r}: pass model.scaler.transform(x)")
     return "\n".join([*lines, *trained_lines(model.trained)])

@@ -15,7 +15,7 @@ from fastae.nn import backend as _backend
 from fastae.nn import library as _ops
 from fastae.nn.arguments import admit, refuse_torchscript
 from fastae.nn.linear_act import check_activation, check_layer, eager
-from fastae.nn.losses import REDUCTIONS, check_reduction, eager_loss, kind_of, likelihood_of
+from fastae.nn.losses import REDUCTIONS, check_reduction, eager_loss, kind_of, likelihood_of, row_losses
 from fastae.nn.recompute import differentiable_gradients
 
 # ---------------------------------------------------------------- checks
@@ -77,7 +77,8 @@ class _LinearActLossFunction(torch.autograd.Function):
                 reduction=ctx.reduction,
             )  # fmt: skip
             return *differentiable_gradients(loss, (x, w, b), needs, grad_output), *[None] * 6
-        divisor = {"mean": dp.numel(), "sum": 1, "none": dp.shape[1]}[ctx.reduction]
+        width = ctx.kind.width(dp.shape[1])
+        divisor = {"mean": len(dp) * width, "sum": 1, "none": width}[ctx.reduction]
         scale = grad_output * (ctx.kind.row.factor / max(divisor, 1))
         if ctx.reduction == "none":  # each row has a gradient of its own
             dp, scale = (dp * scale.unsqueeze(1)).to(dp.dtype), scale.new_ones(())
@@ -107,8 +108,10 @@ def _eager(
         return eager_loss(y, target, kind, reduction)
     errors = eager_loss(y, target, kind, "none")
     errors = errors if row_weight is None else errors * row_weight.unsqueeze(1)
-    loss = errors.mean(1) if reduction == "none" else errors.sum()
-    return loss / errors.numel() if reduction == "mean" else loss  # NaN of no values, as in PyTorch
+    if reduction == "none":
+        return row_losses(errors, kind)
+    values = len(errors) * kind.width(errors.shape[1])
+    return errors.sum() / values if reduction == "mean" else errors.sum()  # NaN of no values, as in PyTorch
 
 
 # ---------------------------------------------------------------- function

@@ -17,6 +17,7 @@ from fastae.data.arrays import CHUNK_VALUES, check_all_finite, check_rows, to_te
 from fastae.engine.parameters import is_dense
 from fastae.engine.train_step import Trainable, TrainStep
 from fastae.nn.arguments import is_dtensor, nearest, seed_number, whole_number
+from fastae.nn.log_likelihood import check_support
 from fastae.nn.losses import eager_loss
 from fastae.train.checkpoint import Checkpoint
 from fastae.train.distributed import Ranks, digest
@@ -51,6 +52,8 @@ class TrainableModel(Trainable, Protocol):
     def config(self) -> dict[str, Any]: ...
 
     def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor: ...
+
+    def logits(self, x: Tensor) -> Tensor: ...
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -209,7 +212,7 @@ def mean_loss(
     try:
         with torch.no_grad(), cast or nullcontext():
             for rows in mine.split(step) if len(mine) else ():
-                loss = model.loss(rows) if own else _eager(model(rows), rows, model.kind)
+                loss = model.loss(rows) if own else _eager(model.logits(rows), rows, model.kind)
                 total += loss.double() * len(rows)
     finally:
         model.train(mode)
@@ -265,6 +268,7 @@ def _checked_data(x: NDArray[Any] | Tensor, model: TrainableModel, like: Tensor,
     check_all_finite(x, name)
     data = to_tensor(x, like).detach()
     check_all_finite(data, f"{name} as {str(like.dtype)[6:]}")  # 1e39 is finite in float64 alone
+    check_support(model.kind.name, data, name)
     return data
 
 

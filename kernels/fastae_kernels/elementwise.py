@@ -170,9 +170,13 @@ class LossKind(NamedTuple):
     def row(self) -> Loss:
         return LOSSES[self.name]
 
+    def width(self, features: int) -> int:
+        """Values of a row that its mean divides by: all its features or, of a log-likelihood, none: that is a sum."""
+        return 1 if self.row.summed else features
+
     def scale(self, rows: int, features: int) -> float:
         """u of a mean: what a gradient that the kernels store lacks."""
-        return self.row.factor / max(rows * features, 1)
+        return self.row.factor / max(rows * self.width(features), 1)
 
 
 class Loss(NamedTuple):
@@ -181,13 +185,14 @@ class Loss(NamedTuple):
     `evaluate(y, t, setting, per_row, gradient, out)` returns the sum over all values [], or of each row [M], in `out`
     if that is given, and writes the gradient by y, in units of `factor`, into `gradient` [M, N], which may be y. All
     are contiguous and fp32 or fp64, and it makes no memory but by `torch.empty`, so that its calls can be repeated.
-    `functional(y, t, setting, reduction)` is PyTorch's own.
+    `functional(y, t, setting, reduction)` is PyTorch's own; "none" gives its values, one by one.
     """
 
     evaluate: Callable[[Tensor, Tensor, float, bool, Tensor, Tensor | None], Tensor]
     functional: Callable[[Tensor, Tensor, float, str], Tensor]
     factor: float  # dL/dy is this times what is stored
     default: float = 0.0  # the setting where none is given
+    summed: bool = False  # a log-likelihood: summed over the features of a row, where the others take the mean
 
 
 def sum_of_squares(e: Tensor, per_row: bool, out: Tensor | None = None) -> Tensor:
@@ -219,12 +224,57 @@ def _huber(y: Tensor, t: Tensor, delta: float, per_row: bool, gradient: Tensor, 
     return total
 
 
+def _gaussian(y: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+    return sum_of_squares(torch.sub(y, t, out=gradient), per_row, out).mul_(0.5)
+
+
+def _bernoulli(p: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+    """max(p, 0) - t p + log(1 + exp(-|p|)): neither overflows nor cancels."""
+    terms = torch.abs(p, out=torch.empty_like(p)).neg_().exp_().log1p_()
+    linear = torch.clamp_min(p, 0, out=torch.empty_like(p))
+    terms.add_(linear)
+    terms.sub_(torch.mul(p, t, out=linear))
+    total = torch.sum(terms if per_row else terms.view(-1), -1, out=out)
+    torch.sigmoid(p, out=gradient).sub_(t)
+    return total
+
+
+def _poisson(p: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+    """exp(p) - t p, without log(t!)."""
+    linear = torch.mul(p, t, out=torch.empty_like(p))
+    rate = torch.exp(p, out=gradient)
+    terms = torch.sub(rate, linear, out=linear)
+    total = torch.sum(terms if per_row else terms.view(-1), -1, out=out)
+    rate.sub_(t)
+    return total
+
+
+def _reduced(values: Tensor, reduction: str) -> Tensor:
+    """Of a log-likelihood: summed over the last dimension, the mean over all others."""
+    if reduction == "none":
+        return values
+    total = values.sum()
+    return total if reduction == "sum" else total / values.shape[:-1].numel()
+
+
 #: name -> the loss; `jit/losses.py` has a pair of the same name for each
 LOSSES: dict[str, Loss] = {
     "mse": Loss(_mse, lambda y, t, _, reduction: F.mse_loss(y, t, reduction=reduction), 2.0),
     "mae": Loss(_mae, lambda y, t, _, reduction: F.l1_loss(y, t, reduction=reduction), 1.0),
     "huber": Loss(
         _huber, lambda y, t, delta, reduction: F.huber_loss(y, t, reduction=reduction, delta=delta), 1.0, 1.0
+    ),
+    "gaussian": Loss(
+        _gaussian, lambda p, t, _, r: _reduced(F.mse_loss(p, t, reduction="none") / 2, r), 1.0, summed=True
+    ),
+    "bernoulli": Loss(
+        _bernoulli,
+        lambda p, t, _, r: _reduced(F.binary_cross_entropy_with_logits(p, t, reduction="none"), r),
+        1.0,
+        summed=True,
+    ),
+    "poisson": Loss(
+        _poisson, lambda p, t, _, r: _reduced(F.poisson_nll_loss(p, t, reduction="none"), r), 1.0, summed=True
     ),
 }
 MSE = LossKind("mse")

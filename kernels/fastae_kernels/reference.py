@@ -86,7 +86,7 @@ class Reference:
         out: Out | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         wide, memory = accumulator(input), out or Out()
-        n = input.numel() if reduction == "mean" else 1
+        n = input.shape[0] * kind.width(input.shape[1]) if reduction == "mean" else 1
         dp, loss = (t if t is not None and t.dtype == wide else None for t in (memory.dp, memory.loss))
         gradient = input.new_empty(input.shape, dtype=wide) if dp is None else dp
         total = kind.row.evaluate(input.to(wide), target, kind.setting, False, gradient, loss)
@@ -212,12 +212,20 @@ def evaluated(y: Tensor, target: Tensor, criterion: Criterion, gradient: Tensor,
     weights, into `gradient`, which may be y."""
     kind, reduction, row_weight, features, counted = criterion
     rows, columns = y.shape
-    if features is not None or counted is not None:
-        rows = rows if counted is None else min(int(counted), rows)
-        columns = columns if features is None else min(features, columns)
-        y, target = _inside(y, rows, columns), _inside(target, rows, columns)
     per_row = reduction == "none" or row_weight is not None
-    total = kind.row.evaluate(y, target, kind.setting, per_row, gradient, None if per_row else out)
+    if features is None and counted is None:
+        total = kind.row.evaluate(y, target, kind.setting, per_row, gradient, None if per_row else out)
+        return reduced(total, rows, columns, criterion, out)
+    rows = rows if counted is None else min(int(counted), rows)
+    columns = columns if features is None else min(features, columns)
+    y, target = y[:rows, :columns].contiguous(), target[:rows, :columns].contiguous()
+    inside = torch.empty_like(y)
+    total = kind.row.evaluate(y, target, kind.setting, per_row, inside, None if per_row else out)
+    gradient.zero_()[:rows, :columns] = inside
+    if per_row:
+        whole = total.new_zeros(len(gradient))
+        whole[:rows] = total
+        total = whole
     return reduced(total, rows, columns, criterion, out)
 
 
@@ -231,14 +239,14 @@ def _inside(t: Tensor, *sizes: int) -> Tensor:
 
 def reduced(total: Tensor, rows: int, columns: int, criterion: Criterion, out: Tensor | None = None) -> Tensor:
     """The loss from its sum [] or sums of rows [M], over that many rows and columns that count."""
-    _, reduction, row_weight, *_ = criterion
+    kind, reduction, row_weight, *_ = criterion
     if row_weight is not None:
         total = total.mul_(row_weight)
     if reduction == "none":
-        return total.div_(columns)
+        return total.div_(kind.width(columns))
     if row_weight is not None:
         total = torch.sum(total, 0, out=out)
-    return _mean(total, rows * columns if reduction == "mean" else 1)
+    return _mean(total, rows * kind.width(columns) if reduction == "mean" else 1)
 
 
 def _placed(result: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:

@@ -72,27 +72,52 @@ def saved(activation: str, M: int, N: int, dtype: torch.dtype) -> Tensor | None:
 # ---------------------------------------------------------------- losses
 
 KINDS = (LossKind("mse"), LossKind("mae"), LossKind("huber", 0.3), LossKind("huber", 1.0), LossKind("huber", 2.5))
+# Losses of an error, and negative log-likelihoods of what the last layer gives, which a row sums
+ALL_KINDS = (*KINDS, LossKind("gaussian"), LossKind("bernoulli"), LossKind("poisson"))
 
 
-def loss_of(kind: LossKind, e: Tensor) -> Tensor:
-    """The loss of each error y - t, as a book has it."""
+def loss_of(kind: LossKind, y: Tensor, t: Tensor | float = 0.0) -> Tensor:
+    """The loss of each value, as a book has it; of a log-likelihood without its constants."""
+    e = y - t
     size, delta = e.abs(), kind.setting
     if kind.name == "huber":
         return torch.where(size <= delta, e * e / 2, delta * (size - delta / 2))
-    return {"mse": e * e, "mae": size}[kind.name]
+    if kind.name == "bernoulli":
+        return torch.log1p(torch.exp(-y.abs())) + y.clamp(min=0) - t * y
+    if kind.name == "poisson":
+        return torch.exp(y) - t * y
+    return {"mse": e * e, "mae": size, "gaussian": e * e / 2}[kind.name]
 
 
-def slope_of(kind: LossKind, e: Tensor) -> Tensor:
+def slope_of(kind: LossKind, y: Tensor, t: Tensor | float = 0.0) -> Tensor:
     """Its derivative by y."""
-    slopes = {"mse": lambda: 2 * e, "mae": e.sign, "huber": lambda: e.clamp(-kind.setting, kind.setting)}
+    e = y - t
+    slopes = {
+        "mse": lambda: 2 * e, "mae": e.sign, "huber": lambda: e.clamp(-kind.setting, kind.setting),
+        "gaussian": lambda: e, "bernoulli": lambda: torch.sigmoid(y) - t, "poisson": lambda: torch.exp(y) - t,
+    }  # fmt: skip
     return slopes[kind.name]()
 
 
+def width_of(kind: LossKind, features: int) -> int:
+    """What a mean divides the sum of a row by."""
+    return features if kind in KINDS else 1
+
+
 def eager_loss(kind: LossKind) -> Callable[..., Tensor]:
-    """PyTorch's own, of (y, t, reduction=...)."""
+    """As a PyTorch user writes it, of (y, t, reduction=...)."""
     if kind.name == "huber":
         return lambda y, t, reduction: F.huber_loss(y, t, reduction=reduction, delta=kind.setting)
-    return {"mse": F.mse_loss, "mae": F.l1_loss}[kind.name]
+    if kind in KINDS:
+        return {"mse": F.mse_loss, "mae": F.l1_loss}[kind.name]
+    values = {
+        "gaussian": lambda y, t: F.mse_loss(y, t, reduction="none") / 2,
+        "bernoulli": lambda y, t: F.binary_cross_entropy_with_logits(y, t, reduction="none"),
+        "poisson": lambda y, t: F.poisson_nll_loss(y, t, reduction="none"),
+    }[kind.name]
+    return lambda y, t, reduction: {
+        "none": lambda v: v, "sum": torch.sum, "mean": lambda v: v.sum() / (v.numel() // v.shape[-1])
+    }[reduction](values(y, t))  # fmt: skip
 
 
 # ---------------------------------------------------------------- the three-way rule for an op

@@ -185,7 +185,7 @@ def _loss_and_partials(
 
 def _denominator(M: int, N: int, criterion: Criterion) -> int:
     """Of the whole loss; of one of the counted rows, where those are in memory."""
-    columns = N if criterion.features is None else criterion.features
+    columns = criterion.kind.width(N if criterion.features is None else criterion.features)
     if criterion.reduction == "mean":
         return columns if criterion.counted is not None else M * columns
     return columns if criterion.reduction == "none" else 1

@@ -14,6 +14,7 @@ from torch import Tensor
 from fastae_kernels import elementwise
 from fastae_kernels.elementwise import LossKind
 from fastae_kernels.jit import launch
+from fastae_kernels.jit.activations import _log1p_unit, _sigmoid
 from fastae_kernels.jit.sums import sum_rows
 from fastae_kernels.jit.tile_ops import narrow, offsets, workspace
 from fastae_kernels.jit.tiles import LOSS_BLOCK
@@ -60,6 +61,37 @@ def huber_gradient(y, t, SETTING: tl.constexpr):
     return _clamped(y - t, SETTING)
 
 
+@triton.jit
+def gaussian_value(p, t, SETTING: tl.constexpr):
+    e = p - t
+    return e * e * 0.5
+
+
+@triton.jit
+def gaussian_gradient(p, t, SETTING: tl.constexpr):
+    return p - t
+
+
+@triton.jit
+def bernoulli_value(p, t, SETTING: tl.constexpr):
+    return tl.where(p < 0, 0.0, p) - t * p + _log1p_unit(tl.exp(-tl.abs(p)))
+
+
+@triton.jit
+def bernoulli_gradient(p, t, SETTING: tl.constexpr):
+    return _sigmoid(p) - t
+
+
+@triton.jit
+def poisson_value(p, t, SETTING: tl.constexpr):
+    return tl.exp(p) - t * p
+
+
+@triton.jit
+def poisson_gradient(p, t, SETTING: tl.constexpr):
+    return tl.exp(p) - t
+
+
 #: name -> (value, gradient)
 LOSS_PAIRS = {name: (globals()[f"{name}_value"], globals()[f"{name}_gradient"]) for name in elementwise.LOSSES}
 
@@ -101,11 +133,12 @@ def loss(
     memory = out or Out()
     total = input.new_empty(()) if memory.loss is None else memory.loss
     dinput = launch.output(input, tuple(input.shape), memory.dp) if need_dinput else None
-    n = input.numel()
-    if n == 0:
+    values = input.numel()
+    if values == 0:
         return total.fill_(float("nan") if reduction == "mean" else 0.0), dinput
+    n = input.shape[0] * kind.width(input.shape[1]) if reduction == "mean" else 1
     if input.is_contiguous() and target.is_contiguous():
-        input, target = input.view(1, n), target.view(1, n)
+        input, target = input.view(1, values), target.view(1, values)
     M, N = input.shape
     block_n = min(LOSS_BLOCK if M == 1 else 128, triton.next_power_of_2(N))
     block_m = min(LOSS_BLOCK // block_n, triton.next_power_of_2(M))
@@ -114,7 +147,7 @@ def loss(
     value, gradient = LOSS_PAIRS[kind.name]
     launch.launch(
         _loss_kernel, programs, input,
-        input, target, dinput, partials, M, N, n if reduction == "mean" else 1, *input.stride(), *target.stride(),
+        input, target, dinput, partials, M, N, n, *input.stride(), *target.stride(),
         VALUE=value, GRADIENT=gradient, SETTING=kind.setting, FACTOR=kind.row.factor,
         ACC=launch.accumulator(input.dtype), BLOCK_M=block_m, BLOCK_N=block_n, num_warps=8,
     )  # fmt: skip

@@ -131,13 +131,13 @@ def _stack_encode_kernel(
 
 @triton.jit
 def _stack_score_kernel(
-    x_ptr, weights, biases, strides, last_w_ptr, last_b_ptr, score_ptr, M, K,
+    x_ptr, weights, biases, strides, last_w_ptr, last_b_ptr, score_ptr, M, K, denominator,
     stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, activations, LAST: tl.constexpr,
     VALUE: tl.constexpr, SETTING: tl.constexpr,
     WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """score = the mean loss of each row against x, [M]: hidden layers as above, the last tile by tile."""
+    """score = the loss of each row against x, its mean or sum, [M]: hidden layers as above, the last tile by tile."""
     offs_m, mask_m = offsets(tl.program_id(0), M, BLOCK_M)
     h = _carry(
         x_ptr, weights, biases, strides, offs_m, mask_m, K, stride_xm, stride_xk, activations,
@@ -157,7 +157,7 @@ def _stack_score_kernel(
         mask = mask_m[:, None] & mask_n[None, :]
         x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_n[None, :] * stride_xk, mask=mask, other=0.0)
         total += row_sum(VALUE(LAST(p), x.to(ACC), SETTING), mask)
-    tl.store(score_ptr + offs_m, total / tl.cast(K, ACC), mask=mask_m)
+    tl.store(score_ptr + offs_m, total / tl.cast(denominator, ACC), mask=mask_m)
 
 
 def _hidden(
@@ -211,7 +211,8 @@ def stack_score(
     w, b = weights[-1], biases[-1]
     launch.launch(
         _stack_score_kernel, triton.cdiv(M, tile.rows), x,
-        x_ptr=x, last_w_ptr=w, last_b_ptr=b, score_ptr=score, M=M, K=K, stride_xm=x.stride(0), stride_xk=x.stride(1),
+        x_ptr=x, last_w_ptr=w, last_b_ptr=b, score_ptr=score, M=M, K=K, denominator=kind.width(K),
+        stride_xm=x.stride(0), stride_xk=x.stride(1),
         stride_wn=w.stride(0), stride_wk=w.stride(1), stride_bn=0 if b is None else b.stride(0),
         LAST=PAIRS[activations[-1]][0], VALUE=LOSS_PAIRS[kind.name][0], SETTING=kind.setting, BLOCK_N=tile.cols,
         **_hidden(x, weights[:-1], biases[:-1], activations[:-1], tile),
