@@ -23,7 +23,7 @@ import fastae
 from fastae.train.checkpoint import Checkpoint
 
 pytestmark = pytest.mark.thorough
-KILLS = int(os.environ.get("FASTAE_KILLS", "4"))
+KILLS = int(os.environ.get("FASTAE_KILLS", "2"))
 
 
 def start(folder: Path, *options: str, largest: int | None = None) -> subprocess.Popen[str]:
