@@ -6,10 +6,11 @@ import copy
 import operator
 import os
 import statistics
+import sys
 import time
 from collections import defaultdict
-from collections.abc import Callable
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any, cast
@@ -213,6 +214,20 @@ def _run_all(calls: list[Call]) -> None:
         call()
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without stderr, to which PyTorch's profiler prints two lines of its own (USDT:...) when it starts and stops."""
+    sys.stderr.flush()
+    kept = os.dup(2)
+    try:
+        with open(os.devnull, "wb") as nothing:
+            os.dup2(nothing.fileno(), 2)
+        yield
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
+
+
 def _profiled(call: Callable[[], object], steps: int, trace: Path | None) -> tuple[Part, ...]:
     """The parts of a step under the profiler, in the order in which they first run."""
     from torch.profiler import ProfilerActivity, record_function
@@ -221,11 +236,17 @@ def _profiled(call: Callable[[], object], steps: int, trace: Path | None) -> tup
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * torch.cuda.is_available()
     for _ in range(WARM_UP):
         call()
-    with profiler(activities=activities) as found:
+    found = profiler(activities=activities)
+    with _quiet():
+        found.start()
+    try:
         for _ in range(steps):
             with record_function(RANGE + "step"):
                 call()
             _wait()
+    finally:
+        with _quiet():
+            found.stop()
     if trace is not None:
         with replaced_when_complete(trace) as part:
             found.export_chrome_trace(str(part))

@@ -103,7 +103,8 @@ def check_new_folder(path: Path, force: bool, option: str = "--out", but: Collec
     """The same of a folder: a ValueError if it holds something (without force), other than files of the names `but`."""
     if path.exists() and not path.is_dir():
         raise ValueError(f"{option} must be a folder; {path} is a file")
-    if path.is_dir() and not force and any(file.name not in but for file in path.iterdir()):
+    names = [file.name for file in path.iterdir()] if path.is_dir() else []
+    if not force and any(name not in but and not name.startswith(".") for name in names):
         raise ValueError(f"{option}: {path} exists; choose another folder, or add --force to replace the files in it")
     _check_parent(path / path.name if path.is_dir() else path, option)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
     from fastae.train.history import History
     from fastae.train.run import Callback
 
+_asked = threading.local()  # .model: whose `logits` this thread is in; a forward of its own has no argument for it
 Rows = TypeVar("Rows", Tensor, "NDArray[Any]")
 
 
@@ -56,11 +58,10 @@ class Autoencoder(nn.Module):
         super().__init__()
         self.scaler: Scaler | None = None
         self.trained: dict[str, Any] | None = None  # how `fit` last trained it
-        self._gives_logits = False
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a pickled object, one of a version that knew one loss too."""
-        super().__setstate__({"likelihood": MSE(), "trained": None, "_gives_logits": False, **state})
+        super().__setstate__({"likelihood": MSE(), "trained": None, **state})
 
     # ---------------------------------------------------------------- shapes
 
@@ -109,17 +110,17 @@ class Autoencoder(nn.Module):
     def logits(self, x: Tensor) -> Tensor:
         """What `forward` gives before the likelihood's mean function: log-odds for "bernoulli", a log-rate for
         "poisson", for other losses the reconstruction itself."""
-        before, self._gives_logits = self._gives_logits, True
+        before, _asked.model = getattr(_asked, "model", None), self
         try:
             made: Tensor = self(x)
             return made
         finally:
-            self._gives_logits = before
+            _asked.model = before
 
     def _mean(self, p: Tensor) -> Tensor:
         """The reconstruction from what the last layer gives."""
-        mean = None if self._gives_logits else log_likelihood(self.likelihood.name).mean
-        return p if mean is None else mean(p)
+        mean = log_likelihood(self.likelihood.name).mean
+        return p if mean is None or getattr(_asked, "model", None) is self else mean(p)
 
     def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor:
         """The loss of the reconstruction of x against `target` (x itself by default), as a scalar: for mse, mae and
@@ -236,10 +237,10 @@ class Autoencoder(nn.Module):
         widths = self.kind, self.in_features, self.out_features
         tied = [m.source for m in self.modules() if isinstance(m, TiedLinearAct)]  # of a layer that was replaced, too
         everything = tuple(dict.fromkeys(p for m in (self, *tied) for p in m.parameters()))
+        if type(self).loss is not _OWN["loss"] or "loss" in vars(self):
+            return Program((Module("", self),), *widths, everything, f"{type(self).__name__} has a loss of its own")
         itself = self if log_likelihood(self.likelihood.name).mean is None else _Logits(self)
         whole = Program((Module("", itself),), *widths, everything)
-        if type(self).loss is not _OWN["loss"] or "loss" in vars(self):
-            return whole._replace(own_loss=f"{type(self).__name__} has a loss of its own")
         if self._reason_to_call() is not None:
             return whole
         stages = list[Stage]()

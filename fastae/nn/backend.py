@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from contextvars import ContextVar
 from functools import cache, partial
 from importlib import import_module
@@ -93,9 +93,10 @@ def use_backend(name: str) -> Iterator[None]:
     try:
         yield
     finally:
-        _entered.reset(token)
         _blocks.remove(block)
         _trace()
+        with suppress(ValueError):  # a generator may be closed in another context, which has not entered the block
+            _entered.reset(token)
 
 
 def _trace() -> None:

@@ -140,7 +140,8 @@ def linear_act_loss(
 
     Returns a scalar, or [rows], in fp32 (fp64 for fp64). The target is subtracted in the accumulator before anything is
     rounded: in bf16 the gradient keeps its precision near convergence, where mse_loss(linear_act(...)) loses it. Under
-    `torch.autocast` the arguments are cast as those of `F.linear` are. Differentiable twice.
+    `torch.autocast` the arguments are cast as those of `F.linear` are. Differentiable twice, but for the gradient of a
+    bias alone: what that needs a frozen x and weight for is not kept.
     Formulas: kernels/README.md.
 
     Raises TypeError for a dtype that is not floating point or mixed dtypes, ValueError for shapes or devices that do

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from fastae.data.writers import write_atomically
@@ -19,7 +20,9 @@ from fastae.train.distributed import Ranks
 from fastae.train.run import Callback, Run
 
 _DAMAGE = (KeyError, TypeError, ValueError, AttributeError, RuntimeError, IndexError)  # what a damaged state raises
-_FINITE = ("model.", "optimizer.", f"callback.{EarlyStopping.__name__}.")  # whose tensors are
+
+
+_WEIGHTS = ("model.", f"callback.{EarlyStopping.__name__}.")  # how their names begin
 
 
 class Checkpoint(Callback):
@@ -67,13 +70,22 @@ class Checkpoint(Callback):
         before = copy.deepcopy(run.state_dict())
         try:
             run.check_settings(state)
-            _check_groups(run.optimizer.param_groups, state["param_groups"])
+            self._check_finite(run, state)
+            _check_groups(run.optimizer, state["param_groups"])
             run.load_state_dict(state)
         except _DAMAGE as error:
             run.load_state_dict(before)
             if isinstance(error, ValueError) and str(error).startswith("Checkpoint: "):
                 raise
             raise self._unreadable(error) from error
+
+    def _check_finite(self, run: Run, state: dict[str, Any]) -> None:
+        """No run writes weights that are not: `fit` ends before. Buffers may hold inf, a mask say."""
+        weights = tuple(name for name, _ in run.model.named_parameters())
+        for name, value in state.items():
+            of_weight = isinstance(value, Tensor) and name.startswith(_WEIGHTS) and name.endswith(weights)
+            if of_weight and not bool(value.isfinite().all()):
+                raise ValueError(f"Checkpoint: {self.path} must hold finite weights; got NaN or inf in {name}")
 
     def _unreadable(self, error: Exception) -> ValueError:
         reason = " ".join(str(error).split())
@@ -116,9 +128,6 @@ class Checkpoint(Callback):
             state = {name: _decoded(value, tensors) for name, value in values.items()}
             inside = _names(values)
             state |= {name: t for name, t in tensors.items() if name not in inside}
-            bad = [name for name, t in tensors.items() if name.startswith(_FINITE) and not bool(t.isfinite().all())]
-            if bad:
-                raise ValueError(f"{bad[0]} holds NaN or inf")
             if missing := {"settings", "history", "param_groups", "generator"} - state.keys():
                 raise KeyError(*sorted(missing))
             return state
@@ -126,13 +135,17 @@ class Checkpoint(Callback):
             raise self._unreadable(error) from None
 
 
-def _check_groups(mine: list[dict[str, Any]], saved: list[dict[str, Any]]) -> None:
+def _check_groups(optimizer: torch.optim.Optimizer, saved: list[dict[str, Any]]) -> None:
     """An optimizer takes groups with options missing or of another kind, and fails when it steps."""
-    for own, group in zip(mine, saved, strict=True):
-        for name, value in own.items():
+    for group in saved:
+        for name, value in optimizer.defaults.items():
             now = group[name]
-            number = isinstance(value, (Number, Tensor)) and isinstance(now, (Number, Tensor))
-            if not number and type(now) is not type(value):
+            if value is None or now is None or isinstance(now, type(value)):
+                continue
+            for kinds in ((Number, Tensor), (list, tuple)):
+                if isinstance(value, kinds) and isinstance(now, kinds):
+                    break
+            else:
                 raise TypeError(f"the optimizer's {name} must be a {type(value).__name__}; got {now!r}")
 
 
@@ -155,6 +168,8 @@ def _json(value: Any, where: str, tensors: dict[str, Tensor]) -> Any:
     if isinstance(value, np.generic) and isinstance(value.item(), (bool, int, float)):
         return value.item()
     if isinstance(value, Tensor):
+        while where in tensors:  # the keys 1 and "1" of a dict, say
+            where += "'"
         tensors[where] = value
         return {_TENSOR: where}
     if isinstance(value, (list, tuple)):

@@ -62,5 +62,6 @@ def plot_reconstructions(originals: NDArray[Any], reconstructions: NDArray[Any],
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
-    with replaced_when_complete(Path(path)) as part:
+    file = Path(path)
+    with replaced_when_complete(file if file.suffix else file.with_suffix(".png")) as part:
         figure.savefig(part, dpi=120)

@@ -79,7 +79,11 @@ class Run:
             index, key = name.split(".", 1)
             optimizer.setdefault(int(index), {})[key] = value
         self.model.load_state_dict(part("model."))
+        before = [dict(group) for group in self.optimizer.param_groups]
         self.optimizer.load_state_dict({"state": optimizer, "param_groups": state["param_groups"]})
+        for own, group in zip(before, self.optimizer.param_groups, strict=True):
+            for key, value in own.items():
+                group.setdefault(key, value)  # what a scheduler made for this run has put there
         self.generator.set_state(state["generator"])
         self.history = History(**state["history"])
         for name, callback in self._named_callbacks():

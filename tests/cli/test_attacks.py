@@ -124,6 +124,7 @@ def test_what_others_take_is_taken(run: Any, tmp_path: Path) -> None:
     assert run("train D.NPZ --key a --validation d.npy --features 4,2 --epochs 1 --quiet --out other") == (0, "", "")
     empty = tmp_path / "empty"
     empty.mkdir()
+    (empty / ".gitkeep").touch()
     assert run(f"{T} --out empty") == (0, "", "")
     assert run(f"{T} --checkpoint one --out one") == (0, "", "")
     assert run(f"{T} --epochs 4 --checkpoint one --resume --force --out one") == (0, "", "")

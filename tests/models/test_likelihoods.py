@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import threading
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,40 @@ def test_fit_save_load_and_a_changed_likelihood(kind: str, tmp_path: Path) -> No
     step(held_out)
     other.likelihood = fastae.likelihoods.MSE()
     assert step(held_out).item() == pytest.approx(((other(held_out) - held_out) ** 2).mean().item(), rel=1e-5)
+
+
+def test_a_loss_of_ones_own_beside_a_likelihood() -> None:
+    class Squared(fastae.DenseAutoencoder):
+        def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+            return (self(x) - x).square().mean()
+
+    torch.manual_seed(0)
+    ae, x = Squared([12, 7, 3], likelihood="bernoulli"), rows("bernoulli", dtype=torch.float32)
+    wanted = ae.loss(x).item()
+    step = fastae.TrainStep(ae, torch.optim.SGD(ae.parameters(), 0.1), 40)
+    assert step(x).item() == pytest.approx(wanted, rel=1e-6)
+    assert ae.loss(x).item() < wanted
+
+
+def test_threads_that_ask_for_logits_do_not_meet() -> None:
+    ae, x = model("bernoulli"), rows("bernoulli")
+    ae.register_forward_hook(lambda *_: None)  # so that the loss calls the model
+    wanted, logits, wrong = ae(x).detach(), ae.logits(x).detach(), list[str]()
+
+    def work() -> None:
+        for _ in range(100):
+            ae.loss(x)
+            for name, found, right in (("logits", ae.logits(x), logits), ("mean", ae(x), wanted)):
+                if not torch.equal(found.detach(), right):
+                    wrong.append(name)
+
+    threads = [threading.Thread(target=work) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert wrong == []
+    assert torch.equal(copy.deepcopy(ae)(x), wanted)
 
 
 # ---------------------------------------------------------------- what does not fit

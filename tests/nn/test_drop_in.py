@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextvars
 import copy
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import pytest
 import torch
@@ -13,6 +14,7 @@ from cases import ACTIVATIONS, EAGER
 from torch import Tensor, nn
 
 import fastae
+from fastae.nn import backend as _backend
 
 MODULES = {
     "relu": nn.ReLU, "leaky_relu": nn.LeakyReLU, "elu": nn.ELU, "gelu": nn.GELU, "silu": nn.SiLU, "mish": nn.Mish,
@@ -253,3 +255,16 @@ def test_use_backend_is_the_threads_own() -> None:
     thread.join()
     assert seen == ["torch", "triton"]
     assert fastae.get_backend() == before
+
+
+def test_a_block_that_is_left_in_another_context_leaves_nothing() -> None:
+    def block() -> Iterator[None]:
+        with fastae.use_backend("torch"):
+            yield
+
+    before, generator = fastae.get_backend(), block()
+    contextvars.copy_context().run(next, generator)
+    generator.close()
+    assert fastae.get_backend() == before
+    assert [b.name for b in _backend._blocks][1:] == []
+    assert _backend._traced == before

@@ -339,4 +339,6 @@ def test_history_goes_through_json_and_a_plot(tmp_path: Path) -> None:
         history.plot(tmp_path / "loss.png")
         assert (tmp_path / "loss.png").read_bytes().startswith(b"\x89PNG\r\n")
         (tmp_path / "loss.png").unlink()
+        history.plot(tmp_path / "curve")  # no suffix: a .png, as matplotlib has it
+        (tmp_path / "curve.png").unlink()
     assert history.to_dict()["loss"] is not history.loss
