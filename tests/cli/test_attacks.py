@@ -55,7 +55,13 @@ def process(*arguments: str, **env: str) -> subprocess.Popen[str]:
     command = [sys.executable, "-m", "fastae", *arguments]
     environment = {k: v for k, v in os.environ.items() if k != "TRITON_INTERPRET"} | env
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True, "errors": "replace"}
-    return subprocess.Popen(command, env=environment, **pipes)
+    return subprocess.Popen(command, env=environment, preexec_fn=_as_from_a_terminal, **pipes)
+
+
+def _as_from_a_terminal() -> None:
+    """A shell's background job, which CI may be, ignores SIGINT, and so would what it starts."""
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, signal.SIG_DFL)
 
 
 # ---------------------------------------------------------------- refused, and nothing lost
@@ -192,7 +198,10 @@ def test_signals_end_training_and_save(number: signal.Signals, tmp_path: Path) -
         assert training.poll() is None
         time.sleep(0.05)
     training.send_signal(number)
-    stdout, _ = training.communicate(timeout=60)
+    try:
+        stdout, _ = training.communicate(timeout=60)
+    finally:
+        training.kill()
     assert training.returncode == 128 + number
     assert "(interrupted)" in stdout
     assert json.loads((tmp_path / "m/history.json").read_text())["stopped"] == "interrupted"
