@@ -37,7 +37,8 @@ class TrainStep:
     once: no graph of autograd for fastae's own layers, no wait for the device. Allocated anew are the results that
     oneDNN returns for large products on a CPU, and scratch there where the output has an activation or the step is in
     half precision. On a CPU the sequence of calls is recorded once and replayed, on a CUDA device it is captured as a
-    graph. The model's parameters, their `.grad` and the optimizer's state stay what they are for everyone else.
+    graph. The model's parameters, their `.grad` and the optimizer's state stay what they are for everyone else. So do
+    gradients of parameters that the optimizer holds and the model does not: `optimizer.step()` takes them.
 
     What is not fastae's own (a `BatchNorm1d` or `Dropout` among the layers, a layer with a hook or a parametrization)
     runs as an island of autograd inside the same step; a model with a `forward` of its own is one island, and its

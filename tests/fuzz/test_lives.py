@@ -45,6 +45,9 @@ def test_a_step_heeds_any_sequence_of_events(variant: str, kind: str, life: list
             for at in (*life, 16):
                 if isinstance(at, str):
                     handles.append(EVENTS[at](ae, optimizer))
+                    own = {id(p) for p in ae.parameters()}
+                    for p in (p for group in optimizer.param_groups for p in group["params"] if id(p) not in own):
+                        p.grad = None  # a step leaves it, as `model.zero_grad` does; the loop below would not
                     continue
                 x = X[at : at + at]
                 if plain:
