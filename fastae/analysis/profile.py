@@ -185,7 +185,7 @@ def _ranged_step(model: Autoencoder, data: Tensor, rows: Tensor, precision: str 
             recorder.clear()
         if made.repeatable:
             calls = _in_ranges(made)
-            static.memory.recorded[False] = calls
+            static.memory.recorded[static.memory.variant] = calls
     compute = _ranged("compute", compute)
     apply = _ranged("optimizer", lambda: update(static.gradients))
 
@@ -194,7 +194,7 @@ def _ranged_step(model: Autoencoder, data: Tensor, rows: Tensor, precision: str 
             static.load(data, rows, None, len(rows))
             compute()
             apply()
-            total.add_(static.memory.found[False][1], alpha=len(rows))
+            total.add_(static.memory.found[static.memory.variant][1], alpha=len(rows))
 
     return step
 

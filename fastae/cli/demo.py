@@ -16,8 +16,8 @@ import fastae
 from fastae.analysis.plain import PlainAutoencoder
 from fastae.data.readers import read_array
 from fastae.data.writers import write_atomically
-from fastae.train.fit import split_rows
 from fastae.train.plots import plot_reconstructions
+from fastae.train.rows import split_rows
 from fastae.train.run import Callback, Run
 
 BATCH_SIZE, LR, SEED, VALIDATION = 256, 1e-3, 0, 0.2

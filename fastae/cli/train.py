@@ -22,8 +22,8 @@ from fastae.data.writers import check_new_folder, new_folder, write_atomically
 from fastae.models.dense import DenseAutoencoder
 from fastae.nn.arguments import seed_number
 from fastae.train.distributed import Ranks, launched, own_device, restarts
-from fastae.train.fit import split_rows
 from fastae.train.plots import image_side, plot_reconstructions
+from fastae.train.rows import split_rows
 
 CHECKPOINT = "checkpoint.safetensors"
 LARGE = 100.0  # root mean square of data above which scaling is worth a word

@@ -188,7 +188,7 @@ class ModuleStage:
     ) -> tuple[Tensor, Kept, Tensor, Tensor | None]:  # fmt: skip
         kept = self.forward(x, below is not None, place)
         out = Out(place.dp, place.loss)
-        loss, dy = self.ops.loss(kept.y, target, criterion.kind, criterion.reduction, True, out)
+        loss, dy = self.ops.loss(kept.y, target, criterion.kind, criterion.reduction, True, out, criterion.row_weight)
         assert dy is not None
         return loss, kept, dy, None
 

@@ -22,6 +22,7 @@ logger = logging.getLogger(__name__)
 
 Wrap = Callable[[Ops, str], Ops]
 Choice = tuple[str, str]  # backend, and why
+Variant = tuple[bool, bool]  # whether there is a target that is not x, and whether rows have weights
 
 
 def choices(program: Program, like: Tensor | DeviceSpec, rows: int) -> list[Choice]:
@@ -101,8 +102,11 @@ class StaticStep:
             self._slices[count] = Memory(self, count, self.memory)
         return self._slices[count]
 
-    def load(self, x: Tensor, rows: Tensor | None, target: Tensor | None, count: int) -> Memory:
-        """Bring x [M, in_features], or x[rows], and the target into memory; x itself is the target if it is None."""
+    def load(
+        self, x: Tensor, rows: Tensor | None, target: Tensor | None, count: int, weight: Tensor | None = None
+    ) -> Memory:
+        """Bring x [M, in_features], or x[rows], the target and the rows' weights [M] into memory; x itself is the
+        target if it is None, and every weight 1."""
         memory = self._slices.get(count) or self.slice(count)
         if rows is not None and x.dtype == memory.given.dtype:
             torch.index_select(x, 0, rows, out=memory.given)
@@ -110,14 +114,16 @@ class StaticStep:
             TORCH.gather(x, rows, memory.given)
         if target is not None:
             TORCH.gather(target, rows, memory.target()[:, : self.program.out_features])
-        memory.has_target = target is not None
+        if weight is not None:
+            TORCH.gather(weight, rows, memory.weight())
+        memory.variant = target is not None, weight is not None
         return memory
 
     def run(self, memory: Memory) -> Tensor:
         """The loss of what `load` brought, [] in fp32 (fp64 for fp64); the gradients go to `.grad`."""
         if self.parameters.by_autograd:
             self.parameters.begin()
-        recorded = memory.recorded.get(memory.has_target)
+        recorded = memory.recorded.get(memory.variant)
         if recorded is not None:
             for call in recorded:
                 call()
@@ -125,15 +131,15 @@ class StaticStep:
             recorder = self.record(memory, Recorder())
             self.repeats = recorder.repeatable
             if recorder.repeatable:
-                memory.recorded[memory.has_target] = recorder.calls
+                memory.recorded[memory.variant] = recorder.calls
         else:
             self.compute(memory)
         self.publish(memory)
-        return memory.found[memory.has_target][1]
+        return memory.found[memory.variant][1]
 
     def publish(self, memory: Memory) -> None:
         """Put the gradients of the last step on this memory into `.grad`."""
-        self.gradients = self.parameters.publish(memory.found[memory.has_target][0])
+        self.gradients = self.parameters.publish(memory.found[memory.variant][0])
 
     def record(self, memory: Memory, recorder: Recorder) -> Recorder:
         """Compute once and note the calls."""
@@ -153,23 +159,25 @@ class StaticStep:
             self._by_autograd(memory)
             return
         self.parameters.refresh(self._sums)
-        target = memory.target() if memory.has_target else memory.x
+        has_target, has_weight = memory.variant
+        target = memory.target() if has_target else memory.x
+        criterion = self._criterion._replace(row_weight=memory.weight()) if has_weight else self._criterion
         state = schedule.forward(
-            self.stages, memory.x, target, self._criterion, memory.places, self.hidden_grad, defer_loss=True
+            self.stages, memory.x, target, criterion, memory.places, self.hidden_grad, defer_loss=True
         )
         scale = memory.scale
         if scale is None and memory.factor is not None:
             state.dp.mul_(memory.factor)
         _, grads = schedule.backward(state, self.stages, memory.places, scale, self._sums)
         dense = [grad for grad, stage in zip(grads, self.stages, strict=True) if isinstance(stage, DenseStage)]
-        memory.found[memory.has_target] = self.parameters.collect(dense), state.loss
+        memory.found[memory.variant] = self.parameters.collect(dense), state.loss
 
     def _by_autograd(self, memory: Memory) -> None:
         """The model's own loss."""
         (stage,) = self.program.stages
         assert isinstance(stage, Module)
         cast = nullcontext() if memory.x.dtype == self.dtype else torch.autocast(self.device.type, self.dtype)
-        given = (memory.given, memory.target()) if memory.has_target else (memory.given,)
+        given = (memory.given, memory.target()) if memory.variant[0] else (memory.given,)
         with torch.enable_grad(), cast:
             loss = stage.module.loss(*given)  # type: ignore[operator]
         if not isinstance(loss, Tensor) or loss.numel() != 1 or not loss.requires_grad:
@@ -179,14 +187,13 @@ class StaticStep:
         loss.backward()
         value = memory.places[-1].loss
         assert value is not None
-        memory.found[memory.has_target] = [], value.copy_(loss.detach().reshape(()))
+        memory.found[memory.variant] = [], value.copy_(loss.detach().reshape(()))
 
 
 class Memory:
     """Buffers that a step on `count` rows reads and writes; `full` is the memory whose first rows it shares.
 
-    recorded, found: the calls, and what they leave (gradients of the dense stages' parameters, loss), by whether there
-    is a target that is not x.
+    recorded, found: the calls, and what they leave (gradients of the dense stages' parameters, loss), by variant.
     """
 
     def __init__(self, step: StaticStep, count: int, full: Memory | None = None) -> None:
@@ -202,7 +209,7 @@ class Memory:
             # Zeros: what lies past the rows of a partial batch is read and multiplied by 0 where oneDNN has AMX
             return (like.new_zeros if half_on_cpu else like.new_empty)((count, width), dtype=dtype)
 
-        self.count, self.has_target = count, False
+        self.count, self.variant = count, (False, False)
         width, self._width = program.in_features, program.out_features
         if step.parameters.padded:
             width, self._width = step.parameters.weights[0].shape[1], step.parameters.weights[-1].shape[0]
@@ -210,8 +217,9 @@ class Memory:
         self.given = self.x[:, : program.in_features]  # the columns that rows are gathered into
         self.x[:, program.in_features :] = 0
         self._target: Tensor | None = None
-        self.recorded: dict[bool, list[Call]] = {}
-        self.found: dict[bool, tuple[list[Tensor], Tensor]] = {}
+        self._weight: Tensor | None = None
+        self.recorded: dict[Variant, list[Call]] = {}
+        self.found: dict[Variant, tuple[list[Tensor], Tensor]] = {}
         self.places: list[Place] = []
         last = len(stages) - 1
         for i, stage in enumerate(stages):
@@ -254,6 +262,12 @@ class Memory:
         if self._target is None:
             self._target = self.x.new_zeros(self.count, self._width)
         return self._target
+
+    def weight(self) -> Tensor:
+        """The buffer of the rows' weights, made when it is first asked for: fp32, or fp64 for fp64."""
+        if self._weight is None:
+            self._weight = self.x.new_zeros(self.count, dtype=torch.promote_types(self.x.dtype, torch.float32))
+        return self._weight
 
 
 def _parameter_of(program: Program) -> Tensor:

@@ -142,13 +142,21 @@ class TrainStep:
                     "fused=False, or make the parameter contiguous"
                 )
 
-    def __call__(self, x: Tensor, rows: Tensor | None = None, target: Tensor | None = None) -> Tensor:
+    def __call__(
+        self,
+        x: Tensor,
+        rows: Tensor | None = None,
+        target: Tensor | None = None,
+        sample_weight: Tensor | None = None,
+    ) -> Tensor:
         """Take one step on x [M, features], or on x[rows], and return its loss: [], fp32 (fp64 for fp64).
 
         Args:
             x: a floating-point tensor on the model's device; one in the step's dtype is gathered in one pass.
             rows: int64 indices [M] of the rows of x and of the target; all of them if None. M is at most batch_size.
             target: what to reconstruct, x itself if None; [M, features] or, with `rows`, as long as x.
+            sample_weight: factors of the rows' losses, [M] or, with `rows`, as long as x; the sum is divided by M, not
+                by theirs. All 1 if None.
 
         The loss is that before the update. On CUDA its memory is reused: read or copy it before the next call.
         """
@@ -168,13 +176,15 @@ class TrainStep:
             raise ValueError(
                 f"TrainStep: target must be {[len(x), static.program.out_features]}; got {list(target.shape)}"
             )
+        if sample_weight is not None:
+            self._check_weight(sample_weight, x)
         for p in self._frozen:
             p.grad = None  # as `zero_grad` does: the optimizer would update them by what someone left there
         enabled = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)  # a microsecond less than torch.no_grad()
         try:
-            memory = static.load(x, rows, target, count)
-            if self._graphed is not None and memory is static.memory and target is None:
+            memory = static.load(x, rows, target, count, sample_weight)
+            if self._graphed is not None and memory is static.memory and not any(memory.variant):
                 loss = self._graphed()
             else:
                 loss = static.run(memory)
@@ -227,6 +237,15 @@ class TrainStep:
         self._total.add_(self._mean.loss * self._mean.rows)
         self._rows = self._rows + self._mean.rows
         return self._mean.loss.clone()
+
+    def _check_weight(self, weight: object, x: Tensor) -> None:
+        if not isinstance(weight, Tensor) or weight.shape != x.shape[:1] or weight.device != x.device:
+            got = f"{list(weight.shape)} on {weight.device}" if isinstance(weight, Tensor) else type(weight).__name__
+            raise ValueError(f"TrainStep: sample_weight must be a tensor [{len(x)}] on {x.device}; got {got}")
+        if self.static.program.own_loss is not None:
+            raise ValueError(
+                f"TrainStep: sample_weight must be None: {self.static.program.own_loss}, which takes no weights"
+            )
 
     def _refuse(self, x: Tensor, count: int) -> None:
         features = self.static.program.in_features

@@ -122,15 +122,19 @@ class Autoencoder(nn.Module):
         mean = log_likelihood(self.likelihood.name).mean
         return p if mean is None or getattr(_asked, "model", None) is self else mean(p)
 
-    def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor:
+    def loss(self, x: Tensor, target: Tensor | None = None, sample_weight: Tensor | None = None) -> Tensor:
         """The loss of the reconstruction of x against `target` (x itself by default), as a scalar: for mse, mae and
         huber the mean over values, for a log-likelihood -log p in nats without its constants, the mean over rows.
+        sample_weight [rows] is a factor of each row's loss; the mean is still over the number of rows.
 
         fp32 (fp64 for fp64). All layers and the loss are one autograd function where x is [rows, features[0]], the
         layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, and under
-        `torch.autocast`, `torch.compile` and `torch.func`, the layers are called one by one.
+        `torch.autocast`, `torch.compile` and `torch.func`, and with weights, the layers are called one by one.
         """
         target = x if target is None else target
+        if sample_weight is not None:
+            losses = row_losses(eager_loss(_wide(self.logits(x)), _wide(target), self.kind, "none"), self.kind)
+            return (losses * sample_weight).mean()
         if dense := self._fused(x, target):
             return stack_loss(x, target, stack_of(dense, x), self.kind)
         y, t = _wide(self.logits(x)), _wide(target)
@@ -157,30 +161,35 @@ class Autoencoder(nn.Module):
         self,
         x: NDArray[Any] | Tensor,
         *,
+        target: NDArray[Any] | Tensor | None = None,
+        sample_weight: NDArray[Any] | Tensor | None = None,
         epochs: int = 100,
         batch_size: int = 256,
         lr: float = 1e-3,
         optimizer: str | torch.optim.Optimizer = "adam",
         weight_decay: float = 0.0,
         validation_split: float = 0.1,
-        validation_data: NDArray[Any] | Tensor | None = None,
+        validation_data: NDArray[Any] | Tensor | tuple[Any, Any] | None = None,
         seed: int = 0,
         precision: str = "float32",
         callbacks: Sequence[Callback] = (),
         progress: bool = True,
     ) -> History:
-        """Train to reconstruct `x` by the model's loss; returns the `History` of the finished epochs.
+        """Train to reconstruct `x`, or `target`, by the model's loss; returns the `History` of the finished epochs.
 
         Args:
             x: [rows, features] floating-point numpy array, memory map or tensor; copied once to the model's device and
                 dtype.
+            target: [rows, features] as x, what to reconstruct where that is not x.
+            sample_weight: [rows] of 0 or positive numbers, a factor of each row's loss; they are divided once by the
+                mean of the training rows'. val_loss is the weighted mean of the held-out rows'.
             epochs, batch_size: passes over the data, and rows per step: all where there are fewer. The last step of an
                 epoch takes what is left.
             lr, weight_decay: of the optimizer.
             optimizer: "adam", "adamw" or "sgd" (fused where PyTorch has it), or an optimizer over the model's
                 parameters.
             validation_split: the share of rows, drawn at random from `seed`, held out for val_loss; 0 for none.
-            validation_data: rows for val_loss instead, [rows, features].
+            validation_data: rows for val_loss instead, [rows, features]; (rows, target) where there is a target.
             seed: of the split and the order of rows. The same seed, data, machine and thread count give the same bits.
             precision: "float32"; "bfloat16" (computes in bf16, keeps fp32 parameters); "float64" for a float64 model.
             callbacks: `EarlyStopping`, `Checkpoint` or your own `Callback`s, called in this order but a `Checkpoint`
@@ -202,7 +211,8 @@ class Autoencoder(nn.Module):
         from fastae.train.fit import fit
 
         return fit(
-            self, x, epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, weight_decay=weight_decay,
+            self, x, target=target, sample_weight=sample_weight,
+            epochs=epochs, batch_size=batch_size, lr=lr, optimizer=optimizer, weight_decay=weight_decay,
             validation_split=validation_split, validation_data=validation_data, seed=seed, precision=precision,
             callbacks=callbacks, progress=progress,
         )  # fmt: skip

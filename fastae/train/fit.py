@@ -13,16 +13,16 @@ from fastae_kernels.elementwise import LossKind
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
-from fastae.data.arrays import CHUNK_VALUES, check_all_finite, check_rows, to_tensor
+from fastae.data.arrays import CHUNK_VALUES
 from fastae.engine.parameters import is_dense
 from fastae.engine.train_step import Trainable, TrainStep
 from fastae.nn.arguments import is_dtensor, nearest, seed_number, whole_number
-from fastae.nn.log_likelihood import check_support
-from fastae.nn.losses import eager_loss
+from fastae.nn.losses import eager_loss, row_losses
 from fastae.train.checkpoint import Checkpoint
 from fastae.train.distributed import Ranks, digest
 from fastae.train.history import History
 from fastae.train.progress import Progress
+from fastae.train.rows import Rows, checked_rows, checked_weight, scaled, split_rows
 from fastae.train.run import Callback, Run
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
@@ -42,6 +42,9 @@ class TrainableModel(Trainable, Protocol):
 
     @property
     def in_features(self) -> int: ...
+
+    @property
+    def out_features(self) -> int: ...
 
     @property
     def widest(self) -> int: ...
@@ -72,13 +75,15 @@ def fit(
     model: TrainableModel,
     x: NDArray[Any] | Tensor,
     *,
+    target: NDArray[Any] | Tensor | None,
+    sample_weight: NDArray[Any] | Tensor | None,
     epochs: int,
     batch_size: int,
     lr: float,
     optimizer: str | torch.optim.Optimizer,
     weight_decay: float,
     validation_split: float,
-    validation_data: NDArray[Any] | Tensor | None,
+    validation_data: NDArray[Any] | Tensor | tuple[Any, Any] | None,
     seed: int,
     precision: str,
     callbacks: Sequence[Callback],
@@ -105,28 +110,37 @@ def fit(
         raise ValueError(
             f"fit: precision {precision!r} needs {str(PRECISIONS[precision])[6:]} parameters; got {str(like.dtype)[6:]}"
         )
-    data = _checked_data(x, model, like, "fit: x")
+    widths, loss = (model.in_features, model.out_features), model.kind.name
+    data = checked_rows(x, target, widths, like, "fit: x", loss)
+    if sample_weight is not None:
+        data = data._replace(weight=checked_weight(sample_weight, len(data.x), like))
     generator = torch.Generator().manual_seed(seed)
     if validation_data is not None:
-        train, validation = data, _checked_data(validation_data, model, like, "fit: validation_data")
+        held_out = _with_target(validation_data, target is not None)
+        train, validation = data, checked_rows(*held_out, widths, like, "fit: validation_data", loss)
     else:
-        train_rows, validation_rows = split_rows(len(data), validation_split, generator)
-        validation = data[validation_rows.to(data.device)]
-        train = data[train_rows.to(data.device)] if len(validation) else data  # all rows need no second copy
-    batch_size = min(batch_size, len(train))
+        train_rows, validation_rows = split_rows(len(data.x), validation_split, generator)
+        validation = data.map(lambda t: t[validation_rows.to(t.device)])
+        train = data
+        if len(validation.x):  # all rows need no second copy
+            train = data.map(lambda t: t[train_rows.to(t.device)])
+    train, validation = scaled(train, validation)
+    batch_size = min(batch_size, len(train.x))
     settings = {
         "config": model.config(), "scale": "none" if model.scaler is None else model.scaler.kind,
         "batch_size": batch_size, "lr": lr, "weight_decay": weight_decay, "seed": seed,
         "optimizer": optimizer if isinstance(optimizer, str) else type(optimizer).__name__, "precision": precision,
-        "training rows": len(train), "validation rows": len(validation),
+        "training rows": len(train.x), "validation rows": len(validation.x),
     }  # fmt: skip
     ranks = Ranks()
     if ranks.size > 1 or any(isinstance(callback, Checkpoint) for callback in callbacks):
-        settings |= {"x": digest(train), "validation data": digest(validation)}
+        settings |= {"x": digest(train.x), "validation data": digest(validation.x)}
+        for name, values in (("target", train.target), ("sample_weight", train.weight)):
+            settings |= {} if values is None else {name: digest(values)}
     if ranks.size > 1:
         ranks.check_alike("fit", settings | {"epochs": epochs})
         ranks.broadcast(model.state_dict().values())
-    run = Run(model, made, generator, callbacks, settings, len(validation) > 0)
+    run = Run(model, made, generator, callbacks, settings, len(validation.x) > 0)
     for callback in callbacks:
         callback.on_train_begin(run)
     mode = model.training
@@ -163,32 +177,33 @@ def record(run: Run) -> dict[str, Any]:
 
 
 def _train(
-    run: Run, ranks: Ranks, train: Tensor, validation: Tensor, epochs: int, batch_size: int, precision: str,
+    run: Run, ranks: Ranks, train: Rows, validation: Rows, epochs: int, batch_size: int, precision: str,
     progress: bool,
 ) -> None:  # fmt: skip
-    steps = math.ceil(len(train) / batch_size)
-    losses = train.new_empty(steps)
-    cast = torch.autocast(train.device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
+    count, device = len(train.x), train.x.device
+    steps = math.ceil(count / batch_size)
+    losses = train.x.new_empty(steps)
+    cast = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
     step = TrainStep(run.model, run.optimizer, -(-batch_size // ranks.size), precision, ranks.group)
     data = train.to(step.dtype)
     with Progress(epochs, steps, run.history.epochs, enabled=progress and ranks.rank == 0) as bar:
         while run.history.epochs < epochs and run.history.stopped is None:
             good = {name: t.detach().clone() for name, t in run.model.state_dict().items()}
             started = time.perf_counter()
-            order = torch.randperm(len(train), generator=run.generator).to(train.device)
+            order = torch.randperm(count, generator=run.generator).to(device)
             for number, rows in enumerate(order.split(batch_size)):
-                losses[number] = step(data, ranks.share(rows))
+                losses[number] = step(data.x, ranks.share(rows), data.target, data.weight)
                 bar.step(number)
             step_losses = losses.tolist()  # the epoch's one wait for the device
             seconds = time.perf_counter() - started
             val_loss = mean_loss(run.model, validation, cast, ranks) if run.has_validation else None
             _check_finite(run, step_losses, val_loss, good)
-            last_rows = len(train) - (steps - 1) * batch_size
+            last_rows = count - (steps - 1) * batch_size
             total = math.fsum(step_losses[:-1]) * batch_size + step_losses[-1] * last_rows
-            run.history.loss.append(total / len(train))
+            run.history.loss.append(total / count)
             if val_loss is not None:
                 run.history.val_loss.append(val_loss)
-            run.history.rows_per_s.append(len(train) / seconds)
+            run.history.rows_per_s.append(count / seconds)
             for callback in run.callbacks:
                 callback.on_epoch_end(run)
             run.history.stopped = next(filter(None, ranks.gather(run.history.stopped)), None)
@@ -196,45 +211,49 @@ def _train(
 
 
 def mean_loss(
-    model: TrainableModel, x: Tensor, cast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
+    model: TrainableModel, data: Rows, cast: AbstractContextManager[Any] | None = None, ranks: Ranks | None = None
 ) -> float:
-    """The model's mean loss over x [rows, features] in eval mode, a chunk of rows at a time.
+    """The model's mean loss over the rows in eval mode, each row's by its weight, a chunk of rows at a time.
 
     By PyTorch's own sum, which is nearer to the truth over a chunk's millions of values than a step's dot product is
-    (2e-5 off at 500 x 784). Each of the `ranks` computes its share of x, which is the same on all, and so is the
-    result.
+    (2e-5 off at 500 x 784). Each of the `ranks` computes its share of the rows, which are the same on all, and so is
+    the result.
     """
-    mine = x if ranks is None else ranks.share(x)
+    mine = data if ranks is None else data.map(ranks.share)
     step, own = max(1, CHUNK_VALUES // model.widest), model.program().own_loss is not None
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    total = torch.zeros((), dtype=torch.float64, device=data.x.device)
     mode = model.training
     model.train(False)
     try:
         with torch.no_grad(), cast or nullcontext():
-            for rows in mine.split(step) if len(mine) else ():
-                loss = model.loss(rows) if own else _eager(model.logits(rows), rows, model.kind)
-                total += loss.double() * len(rows)
+            for rows in mine.split(step):
+                total += _loss_sum(model, rows, own)
     finally:
         model.train(mode)
-    return (total if ranks is None else ranks.sum(total)).item() / len(x)
+    weights = len(data.x) if data.weight is None else float(data.weight.double().sum())
+    return (total if ranks is None else ranks.sum(total)).item() / weights
 
 
-def _eager(y: Tensor, rows: Tensor, kind: LossKind) -> Tensor:
+def _loss_sum(model: TrainableModel, rows: Rows, own: bool) -> Tensor:
+    """The sum of the rows' losses, each times its weight, in fp64."""
+    target = rows.x if rows.target is None else rows.target
+    if own:
+        return model.loss(rows.x, *(() if rows.target is None else (target,))).double() * len(rows.x)
+    y = model.logits(rows.x)
     wide = torch.promote_types(y.dtype, torch.float32)
-    return eager_loss(y.to(wide), rows.to(wide), kind, "mean")
+    y, target = y.to(wide), target.to(wide)
+    if rows.weight is None:
+        return eager_loss(y, target, model.kind, "mean").double() * len(rows.x)
+    return torch.dot(row_losses(eager_loss(y, target, model.kind, "none"), model.kind).double(), rows.weight.double())
 
 
-def split_rows(rows: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-    """(training rows, validation rows): indices, the second a random `fraction` of them, each in rising order."""
-    if not 0 <= fraction < 1:
-        raise ValueError(f"fit: validation_split must be at least 0 and below 1; got {fraction}")
-    held_out = round(rows * fraction)
-    if fraction > 0 and not 0 < held_out < rows:
-        raise ValueError(
-            f"fit: validation_split must leave rows on both sides; got {fraction} of {rows} rows (0 for no validation)"
-        )
-    order = torch.randperm(rows, generator=generator) if held_out else torch.arange(rows)
-    return order[held_out:].sort().values, order[:held_out].sort().values
+def _with_target(data: object, has_target: bool) -> tuple[Any, Any]:
+    """(x, target) of validation_data."""
+    pair = isinstance(data, tuple) and len(data) == 2
+    if pair != has_target:
+        wanted = "(rows, their target), as there is a target" if has_target else "rows alone, as there is no target"
+        raise ValueError(f"fit: validation_data must be {wanted}; got {'a pair' if pair else type(data).__name__}")
+    return data if isinstance(data, tuple) else (data, None)
 
 
 def _check_finite(run: Run, step_losses: list[float], val_loss: float | None, good: dict[str, Tensor]) -> None:
@@ -259,17 +278,6 @@ def _check_finite(run: Run, step_losses: list[float], val_loss: float | None, go
         f"fit: the loss must stay finite; got {what}. The model is back at the end of epoch {epoch - 1}; try a smaller "
         "lr, or scale the data"
     )
-
-
-def _checked_data(x: NDArray[Any] | Tensor, model: TrainableModel, like: Tensor, name: str) -> Tensor:
-    check_rows(x, model.in_features, name)
-    if len(x) == 0:
-        raise ValueError(f"{name} must have at least one row; got {list(x.shape)}")
-    check_all_finite(x, name)
-    data = to_tensor(x, like).detach()
-    check_all_finite(data, f"{name} as {str(like.dtype)[6:]}")  # 1e39 is finite in float64 alone
-    check_support(model.kind.name, data, name)
-    return data
 
 
 def _checked_callbacks(callbacks: object) -> list[Callback]:

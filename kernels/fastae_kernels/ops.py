@@ -110,9 +110,10 @@ class Ops(Protocol):
         reduction: str,
         need_dinput: bool = False,
         out: Out | None = None,
+        row_weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The loss of input [M, N] against target, summed, divided by the number of values for "mean" []; and its
-        gradient by the input, in full. `out` is for both, the gradient as `dp`."""
+        gradient by the input, in full. `out` is for both, the gradient as `dp`; row_weight [M] as in `Criterion`."""
         ...
 
     def linear_act_loss(

@@ -84,12 +84,18 @@ class Reference:
         reduction: str,
         need_dinput: bool = False,
         out: Out | None = None,
+        row_weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         wide, memory = accumulator(input), out or Out()
         n = input.shape[0] * kind.width(input.shape[1]) if reduction == "mean" else 1
         dp, loss = (t if t is not None and t.dtype == wide else None for t in (memory.dp, memory.loss))
         gradient = input.new_empty(input.shape, dtype=wide) if dp is None else dp
-        total = kind.row.evaluate(input.to(wide), target, kind.setting, False, gradient, loss)
+        y = input.to(wide)
+        if row_weight is None:
+            total = kind.row.evaluate(y, target, kind.setting, False, gradient, loss)
+        else:
+            total = torch.sum(kind.row.evaluate(y, target, kind.setting, True, gradient, None).mul_(row_weight), 0)
+            gradient.mul_(row_weight.unsqueeze(1))
         total = _placed(_mean(total, n), input.dtype, memory.loss)
         if not need_dinput:
             return total, None

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 import fastae.train.fit
 from fastae import Callback, Checkpoint, DenseAutoencoder, History
+from fastae.train.rows import Rows
 
 
 def model(seed: int = 0, **options: Any) -> DenseAutoencoder:
@@ -202,7 +203,7 @@ def test_each_epoch_takes_every_training_row_once_in_another_order(batch_size: i
 def test_validation_rows_are_random_and_none_of_the_training_rows(monkeypatch: pytest.MonkeyPatch) -> None:
     ae, held_out = model(), []
     batches = at_step(ae, 0, None)
-    monkeypatch.setattr(fastae.train.fit, "mean_loss", lambda _, x, *__: held_out.append(x[:, 0].tolist()) or 1)
+    monkeypatch.setattr(fastae.train.fit, "mean_loss", lambda _, rows, *__: held_out.append(rows.x[:, 0].tolist()) or 1)
     for seed in (0, 1):
         fit(ae, numbered(100), epochs=2, validation_split=0.3, seed=seed, lr=1e-9)
     assert held_out[0] == held_out[1] != held_out[2]
@@ -238,7 +239,7 @@ def test_the_validation_loss_is_worked_through_in_chunks(monkeypatch: pytest.Mon
     ae, sizes, x = model(), [], torch.from_numpy(data(50))
     monkeypatch.setattr(fastae.train.fit, "CHUNK_VALUES", 16 * 12)
     ae.encoder.register_forward_pre_hook(lambda _, args: sizes.append(len(args[0])))
-    assert fastae.train.fit.mean_loss(ae, x) == pytest.approx(ae.score(x).mean().item(), rel=1e-5)
+    assert fastae.train.fit.mean_loss(ae, Rows(x)) == pytest.approx(ae.score(x).mean().item(), rel=1e-5)
     assert sizes[:4] == [16, 16, 16, 2]
 
 

@@ -101,12 +101,12 @@ LOSS_PAIRS = {name: (globals()[f"{name}_value"], globals()[f"{name}_gradient"]) 
 
 @triton.jit
 def _loss_kernel(
-    input_ptr, target_ptr, dinput_ptr, partial_ptr, M, N, denominator,
-    stride_im, stride_in, stride_tm, stride_tn,
+    input_ptr, target_ptr, row_weight_ptr, dinput_ptr, partial_ptr, M, N, denominator,
+    stride_im, stride_in, stride_tm, stride_tn, stride_rm,
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, SETTING: tl.constexpr, FACTOR: tl.constexpr,
     ACC: tl.constexpr, BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr,
 ):  # fmt: skip
-    """partial = sum of the loss of one tile / denominator; dinput = its derivative by the input."""
+    """partial = sum row_weight VALUE of one tile / denominator; dinput = its derivative by the input."""
     pid = tl.program_id(0)
     tiles_n = tl.cdiv(N, BLOCK_N)
     offs_m, mask_m = offsets(pid // tiles_n, M, BLOCK_M)
@@ -116,9 +116,16 @@ def _loss_kernel(
     target = tl.load(target_ptr + offs_m[:, None] * stride_tm + offs_n[None, :] * stride_tn, mask=mask, other=0.0)
     y, t = input.to(ACC), target.to(ACC)
     n = tl.cast(denominator, ACC)
-    tl.store(partial_ptr + pid, tl.sum(tl.where(mask, VALUE(y, t, SETTING), 0.0)) / n)
+    values = VALUE(y, t, SETTING)
+    if row_weight_ptr is not None:
+        row_weight = tl.load(row_weight_ptr + offs_m * stride_rm, mask=mask_m, other=0.0).to(ACC)[:, None]
+        values *= row_weight
+    tl.store(partial_ptr + pid, tl.sum(tl.where(mask, values, 0.0)) / n)
     if dinput_ptr is not None:
-        dinput = narrow(GRADIENT(y, t, SETTING) * (FACTOR / n), dinput_ptr.dtype.element_ty)
+        dinput = GRADIENT(y, t, SETTING) * (FACTOR / n)
+        if row_weight_ptr is not None:
+            dinput *= row_weight
+        dinput = narrow(dinput, dinput_ptr.dtype.element_ty)
         tl.store(dinput_ptr + offs_m[:, None] * N + offs_n[None, :], dinput, mask=mask)
 
 
@@ -129,6 +136,7 @@ def loss(
     reduction: str,
     need_dinput: bool = False,
     out: Out | None = None,
+    row_weight: Tensor | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     memory = out or Out()
     total = input.new_empty(()) if memory.loss is None else memory.loss
@@ -137,7 +145,7 @@ def loss(
     if values == 0:
         return total.fill_(float("nan") if reduction == "mean" else 0.0), dinput
     n = input.shape[0] * kind.width(input.shape[1]) if reduction == "mean" else 1
-    if input.is_contiguous() and target.is_contiguous():
+    if row_weight is None and input.is_contiguous() and target.is_contiguous():
         input, target = input.view(1, values), target.view(1, values)
     M, N = input.shape
     block_n = min(LOSS_BLOCK if M == 1 else 128, triton.next_power_of_2(N))
@@ -147,7 +155,8 @@ def loss(
     value, gradient = LOSS_PAIRS[kind.name]
     launch.launch(
         _loss_kernel, programs, input,
-        input, target, dinput, partials, M, N, n, *input.stride(), *target.stride(),
+        input, target, row_weight, dinput, partials, M, N, n, *input.stride(), *target.stride(),
+        0 if row_weight is None else row_weight.stride(0),
         VALUE=value, GRADIENT=gradient, SETTING=kind.setting, FACTOR=kind.row.factor,
         ACC=launch.accumulator(input.dtype), BLOCK_M=block_m, BLOCK_N=block_n, num_warps=8,
     )  # fmt: skip
