@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from fastae_kernels.elementwise import MSE, LossKind
+from fastae_kernels.noise import Corruption
 
 # (src [R, ...], dst): dst is still to become src.sum(0); `sum_partials` makes many of them in one launch
 Pending = list[tuple[Tensor, Tensor]]
@@ -173,8 +174,20 @@ class Ops(Protocol):
         """
         ...
 
-    def gather(self, source: Tensor, rows: Tensor | None, out: Tensor) -> None:
-        """out = source[rows], or source itself, in out's dtype; rows are int64 indices [M]."""
+    def gather(
+        self,
+        source: Tensor,
+        rows: Tensor | None,
+        out: Tensor,
+        corruption: Corruption | None = None,
+        clean: Tensor | None = None,
+        hide: bool = False,
+    ) -> None:
+        """out = source[rows], or source itself, in out's dtype; rows are int64 indices [M].
+
+        With a corruption of these rows; `clean` is then filled with the rows as they are, or, to `hide` what `mask` has
+        left, with NaN there.
+        """
         ...
 
     def fits_decoder(self, K: int, dtype: torch.dtype) -> bool:

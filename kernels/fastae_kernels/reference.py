@@ -10,8 +10,10 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from fastae_kernels import noise
 from fastae_kernels.elementwise import ACTIVATIONS, MSE, LossKind, accumulator
 from fastae_kernels.operands import first_operand, rows_apart
+from fastae_kernels.noise import Corruption
 from fastae_kernels.ops import Below, Criterion, Layer, Ops, Out, Pending
 
 # What `rows_apart` does to the operands of a product
@@ -174,8 +176,23 @@ class Reference:
                 dst[..., within[-1].stop :][tuple(within[:-1])] = 0
             dst[tuple(within)] = wide[tuple(within)]
 
-    def gather(self, source: Tensor, rows: Tensor | None, out: Tensor) -> None:
-        if rows is None:
+    def gather(
+        self,
+        source: Tensor,
+        rows: Tensor | None,
+        out: Tensor,
+        corruption: Corruption | None = None,
+        clean: Tensor | None = None,
+        hide: bool = False,
+    ) -> None:
+        if corruption is not None:
+            x = source if rows is None else source.index_select(0, rows)
+            noise.corrupt(source, x, corruption, out)
+            if clean is not None:
+                clean.copy_(x)
+                if hide:
+                    noise.hide(clean, corruption)
+        elif rows is None:
             out.copy_(source)
         elif source.dtype == out.dtype:
             torch.index_select(source, 0, rows, out=out)

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from fastae_kernels.jit.gather import gather
 from fastae_kernels.jit.linear_act import act_bwd, linear_act_fwd, linear_dgrad_act, linear_wgrad
 from fastae_kernels.jit.linear_act_loss import decoder_loss, fits_decoder, linear_act_loss
 from fastae_kernels.jit.losses import loss
 from fastae_kernels.jit.stack import fits_stack, stack_encode, stack_score
 from fastae_kernels.jit.sums import sum_partials
 from fastae_kernels.ops import Ops
-from fastae_kernels.reference import TORCH
 
 
 class Jit:
@@ -24,7 +24,7 @@ class Jit:
     stack_score = staticmethod(stack_score)
     stack_encode = staticmethod(stack_encode)
     sum_partials = staticmethod(sum_partials)
-    gather = staticmethod(TORCH.gather)  # ATen's index_select: there is nothing to fuse into a plain gather
+    gather = staticmethod(gather)
     fits_decoder = staticmethod(fits_decoder)
     fits_stack = staticmethod(fits_stack)
 

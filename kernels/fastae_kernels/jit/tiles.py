@@ -174,6 +174,7 @@ def _filling(rows: int, tile: Tile, small: Tile) -> Tile:
 # ---------------------------------------------------------------- other numbers of a launch
 
 LOSS_BLOCK = 4096  # elements that a program of `loss` reads of each tensor; fixed: it decides the order of the sum
+GATHER_TILE = (16, 128)  # rows and columns of `gather`: 16 values a thread, and four of a counter beside each other
 ACT_BWD_BYTES = 16384  # of a block of `act_bwd`, counted in fp32: 32 values a thread
 DECODER_WIDTH = 256  # the widest x of which `decoder_loss` keeps a block of rows on chip
 STACK_WIDTH = 256  # the widest hidden layer whose rows `stack_score` and `stack_encode` keep on chip
