@@ -72,7 +72,7 @@ _LATER = {
     "fastae.train.run": ("Callback",),
 }
 _MODULE_OF = {name: module for module, names in _LATER.items() for name in names}
-_MODULES = ("likelihoods", "verify")
+_MODULES = ("bottlenecks", "likelihoods", "noise", "verify")
 
 
 def __getattr__(name: str) -> Any:

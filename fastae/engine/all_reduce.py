@@ -18,21 +18,25 @@ class GradientAllReduce:
     does not divide by their number, and asks every process for a row.
     """
 
-    def __init__(self, parameters: Sequence[Tensor], group: dist.ProcessGroup) -> None:
+    def __init__(self, parameters: Sequence[Tensor], group: dist.ProcessGroup, extras: int = 0) -> None:
+        """extras: how many other numbers are to be averaged in the same way."""
         self.parameters, self.group = parameters, group
         dtype = torch.promote_types(parameters[0].dtype, torch.float32)
         sizes = [p.numel() for p in parameters]
-        # gradients, for each parameter whether it has one, the loss, and 1: times this process's rows, those rows
-        self._memory = torch.zeros(sum(sizes) + len(sizes) + 2, dtype=dtype, device=parameters[0].device)
-        *parts, self._present, _, _ = self._memory.split([*sizes, len(sizes), 1, 1])
+        # gradients, for each parameter whether it has one, other numbers, the loss, and 1: times this process's rows,
+        # those rows
+        self._memory = torch.zeros(sum(sizes) + len(sizes) + extras + 2, dtype=dtype, device=parameters[0].device)
+        *parts, self._present, self.extra, _, _ = self._memory.split([*sizes, len(sizes), extras, 1, 1])
         self._gradients = [part.view(p.shape) for part, p in zip(parts, parameters, strict=True)]
         self.loss = self._memory[-2]
         self.rows = torch.zeros((), dtype=torch.float64, device=self._memory.device)
 
-    def __call__(self, loss: Tensor | float, gradients: Sequence[Tensor | None], rows: int) -> list[Tensor | None]:
-        """The mean gradients, also put into `.grad`, None where no process has one; sets `loss` and `rows`.
+    def __call__(
+        self, loss: Tensor | float, gradients: Sequence[Tensor | None], rows: int, extra: Sequence[Tensor] = ()
+    ) -> list[Tensor | None]:
+        """The mean gradients, also put into `.grad`, None where no process has one; sets `loss`, `extra` and `rows`.
 
-        loss, gradients: the means over this process's `rows` rows; without rows, 0 and None.
+        loss, gradients, extra: the means over this process's `rows` rows; without rows, 0 and None.
         """
         with torch.no_grad():
             for place, grad in enumerate(gradients):
@@ -41,6 +45,9 @@ class GradientAllReduce:
                 else:
                     self._gradients[place].copy_(grad)
                 self._present[place] = grad is not None
+            self.extra.zero_()
+            for place, number in enumerate(extra):
+                self.extra[place] = number
             self._memory[-2], self._memory[-1] = loss, 1
             self._memory.mul_(rows)
             dist.all_reduce(self._memory, group=self.group)

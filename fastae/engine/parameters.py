@@ -10,7 +10,7 @@ import torch
 from fastae_kernels.ops import Ops
 from torch import Tensor, nn
 
-from fastae.engine.program import Dense, Module, Program
+from fastae.engine.program import Module, Program, layer_of
 from fastae.engine.stages import Gradients
 
 SECTOR = 32  # bytes, the least that a GPU fetches
@@ -29,7 +29,7 @@ class StepParameters:
     """
 
     def __init__(self, program: Program, dtype: torch.dtype, kernels: bool) -> None:
-        self.dense = [stage for stage in program.stages if isinstance(stage, Dense)]
+        self.dense = [layer for layer in map(layer_of, program.stages) if layer is not None]
         islands = [stage.module for stage in program.stages if isinstance(stage, Module)]
         uses = [
             (p, stage.transposed and k == 0)

@@ -7,21 +7,38 @@ from typing import NamedTuple
 from fastae_kernels.elementwise import LossKind
 from torch import nn
 
+from fastae.bottlenecks import Variational
+from fastae.noise import Noise
+
 
 class Dense(NamedTuple):
-    """f(x wT + b) of a plain layer: weight [out, in], or [in, out] where it is a tied one's, transposed in use."""
+    """f(x wT + b) of a plain layer: weight [out, in], or [in, out] where it is a tied one's, transposed in use.
+
+    dropout: the share of its outputs that are 0 in this step.
+    """
 
     name: str
     weight: nn.Parameter
     bias: nn.Parameter | None
     activation: str
     transposed: bool = False
+    dropout: float = 0.0
 
     @property
     def widths(self) -> tuple[int, int]:
         """in_features, out_features."""
         out, inside = self.weight.shape
         return (out, inside) if self.transposed else (inside, out)
+
+
+class Sample(NamedTuple):
+    """A variational code of `width` latents: sampled from [mu | log sigma^2], which `dense` gives or, without one, the
+    island before."""
+
+    name: str
+    dense: Dense | None
+    width: int
+    part: Variational
 
 
 class Module(NamedTuple):
@@ -31,7 +48,12 @@ class Module(NamedTuple):
     module: nn.Module
 
 
-Stage = Dense | Module
+Stage = Dense | Sample | Module
+
+
+def layer_of(stage: Stage) -> Dense | None:
+    """The stage's layer of the kernels' own, if it has one."""
+    return None if isinstance(stage, Module) else stage.dense if isinstance(stage, Sample) else stage
 
 
 class Program(NamedTuple):
@@ -39,6 +61,7 @@ class Program(NamedTuple):
 
     parameters: all of the model's, where there are islands: they may use more than they own, a tied weight say.
     own_loss: why the model's own `loss` has to be called instead of the only stage, the model.
+    corrupt: the noise that rows get on their way in; the target is what they were.
     """
 
     stages: tuple[Stage, ...]
@@ -47,3 +70,20 @@ class Program(NamedTuple):
     out_features: int
     parameters: tuple[nn.Parameter, ...] = ()
     own_loss: str | None = None
+    corrupt: Noise | None = None
+
+    @property
+    def variational(self) -> Variational | None:
+        """What is asked of the code, if it is sampled."""
+        return next((stage.part for stage in self.stages if isinstance(stage, Sample)), None)
+
+    @property
+    def share(self) -> float:
+        """The share of values that the loss is taken of."""
+        return self.corrupt.q if getattr(self.corrupt, "loss_on", "all") == "masked" else 1.0  # type: ignore[union-attr]
+
+    @property
+    def random(self) -> bool:
+        """Whether the step draws random numbers of its own."""
+        dropout = any(layer is not None and layer.dropout for layer in map(layer_of, self.stages))
+        return self.corrupt is not None or self.variational is not None or dropout

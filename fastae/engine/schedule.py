@@ -45,6 +45,8 @@ def forward(
     for stage, place in zip(stages[:-1], places, strict=False):
         kept.append(stage.forward(h, hidden_grad, place))
         h = kept[-1].y
+    penalty = next((k.penalty for k in kept if k.penalty is not None), None)
+    criterion = criterion if penalty is None else criterion._replace(penalty=penalty)
     last = stages[-1]
     below = stages[-2].below(kept[-1]) if hidden_grad and kept else None
     loss, last_kept, dp, dx = last.loss(h, target, criterion, below, places[-1], pending)

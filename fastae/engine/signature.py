@@ -8,8 +8,10 @@ from operator import attrgetter, is_
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastae.engine.program import Dense, Program
+from fastae.engine.program import Module, Program, layer_of
+from fastae.nn.dropout import HiddenDropout
 
+CHOSEN = ("activation", "likelihood", "corrupt", "bottleneck", "p")
 HOOKS = ("_forward_pre_hooks", "_forward_hooks", "_backward_pre_hooks", "_backward_hooks")
 _hooks, _hooks_after = attrgetter("_backward_hooks"), attrgetter("_post_accumulate_grad_hooks")
 _needs_grad, _dtype, _address, _stride = (
@@ -24,22 +26,26 @@ class Signature:
     """Snapshot of all that a step depends on, taken when the step was built.
 
     Of parameters: which ones there are and where, their memory, strides, dtype, `requires_grad` and hooks. Of modules:
-    class, children, hooks, attributes of the instance (a forward of its own), activation, likelihood. Islands are
+    class, children, hooks, attributes of the instance (a forward of its own), activation, parts, mode. Islands are
     called as they are, so of the modules inside them only the parameters are looked at; of the model itself, which may
     be one, all.
     """
 
     def __init__(self, model: nn.Module, program: Program) -> None:
-        islands = {id(m) for stage in program.stages if not isinstance(stage, Dense) for m in stage.module.modules()}
+        islands = {id(m) for stage in program.stages if isinstance(stage, Module) for m in stage.module.modules()}
         modules = list(model.modules())
         self._parameters = list(dict.fromkeys(p for m in modules for p in m._parameters.values() if p is not None))
-        dense = [p for s in program.stages if isinstance(s, Dense) for p in (s.weight, s.bias) if p is not None]
+        layers = [layer for layer in map(layer_of, program.stages) if layer is not None]
+        dense = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
         self._plain = list(dict.fromkeys(dense))
         self._tables = [vars(m)[table] for m in modules for table in ("_parameters", "_modules")]
         self._modules = [m for m in modules if m is model or id(m) not in islands]
         self._attributes = list(map(vars, self._modules))
         self._hooks = [vars(m)[hooks] for m in self._modules for hooks in HOOKS]
-        self._chosen = [(d, name) for d in self._attributes for name in ("activation", "likelihood") if name in d]
+        self._chosen = [(d, name) for d in self._attributes for name in CHOSEN if name in d]
+        # the mode, of those that draw random numbers of the step's
+        own = [m for m in self._modules if isinstance(m, HiddenDropout) or m is model]
+        self._chosen += [(vars(m), "training") for m in own]
         # what they hold, and numbers that tell of a change
         self._held = list(chain.from_iterable(map(dict.values, self._tables)))
         self._types = list(map(type, self._modules))

@@ -14,7 +14,10 @@ from typing import Protocol
 
 import torch
 from fastae_kernels.elementwise import ACTIVATIONS
+from fastae_kernels.noise import Dropout, Key
 from fastae_kernels.ops import Below, Criterion, Layer, Ops, Out, Pending
+from fastae_kernels.reference import through_activation
+from fastae_kernels.sampling import Penalty, Sampled, penalised, sample_bwd
 from torch import Tensor, nn
 
 Scale = Tensor | float | None
@@ -31,6 +34,9 @@ class Place:
     dp: Tensor | None = None  # the gradient that reaches the stage
     scratch: Tensor | None = None  # of the last stage in half precision on a CPU: fp32 of dp's shape
     loss: Tensor | None = None  # [], of the last stage
+    key: Key | None = None  # of the stage's random numbers
+    beta: Tensor | None = None  # [], of a variational code: the factor of its divergence
+    row_weight: Tensor | None = None  # [M], factors of the rows' divergence
 
 
 @dataclass(eq=False, repr=False)
@@ -42,6 +48,10 @@ class Kept:
     p: Tensor | None = None
     leaf: Tensor | None = None  # of an island: x as its graph has it
     made: Tensor | None = None  # of an island: its output, on which the graph hangs
+    dropout: Dropout | None = None
+    sampled: Sampled | None = None  # of a variational code, as are
+    penalty: Penalty | None = None
+    kl: Tensor | None = None  # partial sums over the rows
 
 
 class BoundStage(Protocol):
@@ -86,24 +96,32 @@ class DenseStage:
     needs: tuple[bool, bool] = (True, True)
     out: tuple[Tensor, Tensor | None] | None = None  # places of dw and db
     name: str = ""
+    dropout: float = 0.0
 
     def __post_init__(self) -> None:
         self.saves = ACTIVATIONS[self.activation].saves
 
     def forward(self, x: Tensor, keep: bool, place: Place) -> Kept:
         out = None if place.y is None else (place.y, place.p)
-        y, p = self.ops.linear_act_fwd(x, self.w, self.b, self.activation, keep and self.saves == "p", out)
-        return Kept(x, y, p)
+        keep_p = keep and self.saves == "p"
+        if not self.dropout:
+            y, p = self.ops.linear_act_fwd(x, self.w, self.b, self.activation, keep_p, out)
+            return Kept(x, y, p)
+        assert place.key is not None
+        dropout = Dropout(self.dropout, place.key)
+        y, p = self.ops.linear_act_fwd(x, self.w, self.b, self.activation, keep_p, out, dropout)
+        return Kept(x, y, p, dropout=dropout)
 
     def below(self, kept: Kept) -> Below:
-        return Below({"y": kept.y, "p": kept.p, None: None}[self.saves], self.activation)
+        return Below({"y": kept.y, "p": kept.p, None: None}[self.saves], self.activation, kept.dropout)
 
     def loss(
         self, x: Tensor, target: Tensor, criterion: Criterion, below: Below | None, place: Place,
         pending: Pending | None,
     ) -> tuple[Tensor, Kept, Tensor, Tensor | None]:  # fmt: skip
         layer = Layer(self.w, self.b, self.activation)
-        if below is not None and self.makes_dx():
+        drawn = below is not None and below.dropout is not None and below.dropout.key.drawn
+        if below is not None and below.sampled is None and not drawn and self.makes_dx():
             loss, dp, dx = self.ops.decoder_loss(x, layer, target, criterion, below, pending)
             return loss, Kept(x, dp), dp, dx
         out = Out(place.dp, place.loss, place.scratch)
@@ -119,17 +137,29 @@ class DenseStage:
         self, kept: Kept, dp: Tensor, dx: Tensor | None, scale: Scale, below: Below | None, out: Tensor | None,
         pending: Pending,
     ) -> tuple[Tensor | None, Scale, Gradients]:  # fmt: skip
-        need_dw, need_db = self.needs
-        dw = db = None
-        if need_dw:
-            dw, db = self.ops.linear_wgrad(dp, kept.x, need_db, scale, self.out, pending)
-        elif need_db:
-            db = self.ops.act_bwd(dp, None, "identity", True)[1]
-            assert db is not None
-            db = db if scale is None else db.mul_(scale)
-        if below is not None and dx is None:
-            dx = self.ops.linear_dgrad_act(dp, self.w, *below, out)
-        return dx, scale, (dw, db)
+        grads = weight_gradients(self.ops, dp, kept.x, self.needs, scale, self.out, pending)
+        if below is not None and below.sampled is not None:
+            # true gradients are those of a mean over the rows, and so is the divergence's
+            sampled = below.sampled._replace(divisor=len(dp)) if scale is None else below.sampled
+            dx = self.ops.linear_dgrad_sample(dp, self.w, sampled, out)
+        elif below is not None and dx is None:
+            dx = self.ops.linear_dgrad_act(dp, self.w, below.saved, below.activation, out, below.dropout)
+        return dx, scale, grads
+
+
+def weight_gradients(
+    ops: Ops, dp: Tensor, x: Tensor, needs: tuple[bool, bool], scale: Scale, out: tuple[Tensor, Tensor | None] | None,
+    pending: Pending,
+) -> Gradients:  # fmt: skip
+    """dw and db of a layer, as far as they are needed."""
+    need_dw, need_db = needs
+    if need_dw:
+        return ops.linear_wgrad(dp, x, need_db, scale, out, pending)
+    if not need_db:
+        return None, None
+    db = ops.act_bwd(dp, None, "identity", True)[1]
+    assert db is not None
+    return None, db if scale is None else db.mul_(scale)
 
 
 def _run(call: Callable[[], object]) -> None:
@@ -190,13 +220,14 @@ class ModuleStage:
         out = Out(place.dp, place.loss)
         loss, dy = self.ops.loss(kept.y, target, criterion.kind, criterion.reduction, True, out, criterion.row_weight)
         assert dy is not None
-        return loss, kept, dy, None
+        return penalised(loss, criterion.penalty, len(x)), kept, dy, None
 
     def backward(
         self, kept: Kept, dp: Tensor, dx: Tensor | None, scale: Scale, below: Below | None, out: Tensor | None,
         pending: Pending,
     ) -> tuple[Tensor | None, Scale, Gradients]:  # fmt: skip
-        result = kept.x.new_empty(kept.x.shape) if out is None else out
+        sampled = None if below is None else below.sampled
+        result = kept.x.new_empty(kept.x.shape) if out is None or sampled is not None else out
 
         def call() -> None:
             made, leaf = kept.made, kept.leaf
@@ -214,6 +245,6 @@ class ModuleStage:
         self.apart(call)
         if below is None:
             return None, None, (None, None)
-        if below.saved is not None:
-            ACTIVATIONS[below.activation].backward(result, below.saved, result)
-        return result, None, (None, None)
+        if sampled is not None:
+            return sample_bwd(result, sampled._replace(divisor=len(dp)), out), None, (None, None)
+        return through_activation(result, below.saved, below.activation, below.dropout), None, (None, None)

@@ -5,16 +5,21 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from contextlib import nullcontext
+from typing import NamedTuple
 
 import torch
 from fastae_kernels.ops import Criterion, Ops
 from fastae_kernels.reference import TORCH
+from fastae_kernels.sampling import Penalty
 from torch import Tensor
 
 from fastae.engine import schedule
 from fastae.engine.call_list import Call, Recorder
+from fastae.engine.draws import At
 from fastae.engine.parameters import StepParameters
-from fastae.engine.program import Dense, Module, Program
+from fastae.engine.program import Dense, Module, Program, Sample, layer_of
+from fastae.engine.randomness import Randomness
+from fastae.engine.sample_stage import SampleStage
 from fastae.engine.stages import BoundStage, DenseStage, ModuleStage, Place, Scale
 from fastae.nn.backend import DeviceSpec, decide, ops
 
@@ -29,10 +34,12 @@ def choices(program: Program, like: Tensor | DeviceSpec, rows: int) -> list[Choi
     """(backend, why) of every stage, for that many rows like `like`; the loss is taken of the last."""
     found: list[Choice] = []
     for stage in program.stages:
-        if isinstance(stage, Module):
-            found.append(("torch", "a module of its own, by autograd"))
+        layer = layer_of(stage)
+        if layer is None:
+            why = "a module of its own, by autograd" if isinstance(stage, Module) else "a code from a module of its own"
+            found.append(("torch", why))
             continue
-        width, out = stage.widths
+        width, out = layer.widths
         found.append(decide(like, width, rows * width * out, stage is program.stages[-1]))
     return found
 
@@ -69,7 +76,9 @@ class StaticStep:
         self.stages = self._bound(own)
         self.gradients: Sequence[Tensor | None] = []
         self.hidden_grad = any(any(stage.needs) for stage in self.stages[:-1])
-        self._criterion = Criterion(program.kind, features=program.out_features if self.parameters.padded else None)
+        features = program.out_features if self.parameters.padded else None
+        self._criterion = Criterion(program.kind, features=features, share=program.share)
+        self.random = Randomness(program, self.choices, self.device) if program.random else None
         self.repeats = backends == {"torch"} and self.device.type == "cpu" and program.own_loss is None
         self._in_numbers = self.device.type == "cpu" and "triton" not in backends  # the scale is a host number
         self.memory = Memory(self, rows)
@@ -84,15 +93,22 @@ class StaticStep:
         made, dense, needed = list[BoundStage](), 0, False
         for stage, (backend, _) in zip(self.program.stages, self.choices, strict=True):
             chosen = ops(backend) if self._wrap is None else self._wrap(ops(backend), stage.name)
+            layer, p = layer_of(stage), self.parameters
             if isinstance(stage, Dense):
-                p = self.parameters
                 memory = p.weights[dense], p.biases[dense], stage.activation, p.needs[dense], p.places[dense]
-                made.append(DenseStage(chosen, *memory, stage.name))
-                dense += 1
+                made.append(DenseStage(chosen, *memory, stage.name, stage.dropout))
+            elif isinstance(stage, Sample):
+                code = SampleStage(chosen, stage.part, stage.width, name=stage.name)
+                if layer is not None:
+                    code.w, code.b, code.needs, code.out = (
+                        p.weights[dense], p.biases[dense], p.needs[dense], p.places[dense]
+                    )  # fmt: skip
+                made.append(code)
             else:
                 wants = any(q.requires_grad for q in self.program.parameters)
                 cast = None if own == self.dtype else self.dtype
                 made.append(ModuleStage(chosen, stage.module, (wants, False), needed, cast, stage.name))
+            dense += layer is not None
             needed = needed or any(made[-1].needs)
         return made
 
@@ -103,12 +119,24 @@ class StaticStep:
         return self._slices[count]
 
     def load(
-        self, x: Tensor, rows: Tensor | None, target: Tensor | None, count: int, weight: Tensor | None = None
+        self,
+        x: Tensor,
+        rows: Tensor | None,
+        target: Tensor | None,
+        count: int,
+        weight: Tensor | None = None,
+        at: At = (0, 0, 0),
     ) -> Memory:
         """Bring x [M, in_features], or x[rows], the target and the rows' weights [M] into memory; x itself is the
-        target if it is None, and every weight 1."""
+        target if it is None, and every weight 1. `at` says which random numbers the step has."""
         memory = self._slices.get(count) or self.slice(count)
-        if rows is not None and x.dtype == memory.given.dtype:
+        corrupt = self.program.corrupt
+        if self.random is not None:
+            self.random.begin(at, memory.places)
+        if corrupt is not None and self.random is not None:
+            clean = memory.target()[:, : self.program.out_features] if target is None else None
+            self.random.gather(x, rows, memory.given, clean)
+        elif rows is not None and x.dtype == memory.given.dtype:
             torch.index_select(x, 0, rows, out=memory.given)
         else:
             TORCH.gather(x, rows, memory.given)
@@ -116,7 +144,7 @@ class StaticStep:
             TORCH.gather(target, rows, memory.target()[:, : self.program.out_features])
         if weight is not None:
             TORCH.gather(weight, rows, memory.weight())
-        memory.variant = target is not None, weight is not None
+        memory.variant = target is not None or corrupt is not None, weight is not None
         return memory
 
     def run(self, memory: Memory) -> Tensor:
@@ -135,11 +163,11 @@ class StaticStep:
         else:
             self.compute(memory)
         self.publish(memory)
-        return memory.found[memory.variant][1]
+        return memory.found[memory.variant].loss
 
     def publish(self, memory: Memory) -> None:
         """Put the gradients of the last step on this memory into `.grad`."""
-        self.gradients = self.parameters.publish(memory.found[memory.variant][0])
+        self.gradients = self.parameters.publish(memory.found[memory.variant].gradients)
 
     def record(self, memory: Memory, recorder: Recorder) -> Recorder:
         """Compute once and note the calls."""
@@ -162,6 +190,8 @@ class StaticStep:
         has_target, has_weight = memory.variant
         target = memory.target() if has_target else memory.x
         criterion = self._criterion._replace(row_weight=memory.weight()) if has_weight else self._criterion
+        for place in memory.places:
+            place.row_weight = criterion.row_weight
         state = schedule.forward(
             self.stages, memory.x, target, criterion, memory.places, self.hidden_grad, defer_loss=True
         )
@@ -169,8 +199,10 @@ class StaticStep:
         if scale is None and memory.factor is not None:
             state.dp.mul_(memory.factor)
         _, grads = schedule.backward(state, self.stages, memory.places, scale, self._sums)
-        dense = [grad for grad, stage in zip(grads, self.stages, strict=True) if isinstance(stage, DenseStage)]
-        memory.found[memory.variant] = self.parameters.collect(dense), state.loss
+        dense = [grad for grad, stage in zip(grads, self.program.stages, strict=True) if layer_of(stage) is not None]
+        code = next((k for k in state.kept if k.kl is not None), None)
+        parts = () if code is None or code.kl is None or code.penalty is None else (code.kl, code.penalty)
+        memory.found[memory.variant] = Found(self.parameters.collect(dense), state.loss, *parts)
 
     def _by_autograd(self, memory: Memory) -> None:
         """The model's own loss."""
@@ -187,13 +219,23 @@ class StaticStep:
         loss.backward()
         value = memory.places[-1].loss
         assert value is not None
-        memory.found[memory.variant] = [], value.copy_(loss.detach().reshape(()))
+        memory.found[memory.variant] = Found([], value.copy_(loss.detach().reshape(())))
+
+
+class Found(NamedTuple):
+    """What a step leaves: the gradients of the layers' parameters, the loss [] and, of a variational code, partial sums
+    of its rows' divergence and what the loss was raised by."""
+
+    gradients: list[Tensor]
+    loss: Tensor
+    kl: Tensor | None = None
+    penalty: Penalty | None = None
 
 
 class Memory:
     """Buffers that a step on `count` rows reads and writes; `full` is the memory whose first rows it shares.
 
-    recorded, found: the calls, and what they leave (gradients of the dense stages' parameters, loss), by variant.
+    recorded, found: the calls, and what they leave, by variant.
     """
 
     def __init__(self, step: StaticStep, count: int, full: Memory | None = None) -> None:
@@ -219,7 +261,7 @@ class Memory:
         self._target: Tensor | None = None
         self._weight: Tensor | None = None
         self.recorded: dict[Variant, list[Call]] = {}
-        self.found: dict[Variant, tuple[list[Tensor], Tensor]] = {}
+        self.found: dict[Variant, Found] = {}
         self.places: list[Place] = []
         last = len(stages) - 1
         for i, stage in enumerate(stages):
@@ -230,6 +272,8 @@ class Memory:
                 place.y = rows(width, of.y, wide if island and i == last else dtype)
             if isinstance(stage, DenseStage) and i < last and stage.saves == "p":
                 place.p = rows(width, of.p)
+            if isinstance(stage, SampleStage):
+                place.y, place.p = rows(self._width_before(step, i + 1), of.y), rows(width, of.p)
             if i == last:
                 place.loss = like.new_empty((), dtype=wide)
                 if not island and half_on_cpu:
@@ -237,7 +281,9 @@ class Memory:
             self.places.append(place)
         # Each weight gradient puts the scale in: from memory, in a kernel's epilogue, or as a number, which keeps the
         # small numbers of half precision. The twins multiply fp32 once. A last island has true gradients.
-        self.factor: float | None = program.kind.scale(count, program.out_features)
+        self.factor: float | None = program.kind.scale(count, program.out_features) / program.share
+        if step.random is not None:
+            step.random.provide(self.places, count)
         self.scale: Scale = None
         if isinstance(stages[-1], ModuleStage):
             self.factor = None
@@ -251,11 +297,21 @@ class Memory:
         stage = step.stages[i]
         if isinstance(stage, DenseStage):
             return stage.w.shape[0]
-        if i == len(step.stages) - 1:
-            return step.program.out_features
-        above = step.stages[i + 1]
-        assert isinstance(above, DenseStage), "islands that meet are one"
-        return above.w.shape[1]
+        if isinstance(stage, SampleStage):
+            return 2 * stage.width if stage.w is None else stage.w.shape[0]
+        return step.program.out_features if i == len(step.stages) - 1 else Memory._width_before(step, i + 1)
+
+    @staticmethod
+    def _width_before(step: StaticStep, i: int) -> int:
+        """The width that a stage takes."""
+        stage = step.stages[i]
+        if isinstance(stage, DenseStage):
+            return stage.w.shape[1]
+        if isinstance(stage, SampleStage):
+            return 2 * stage.width if stage.w is None else stage.w.shape[1]
+        below = step.stages[i - 1]
+        assert isinstance(below, DenseStage | SampleStage), "islands that meet are one"
+        return below.w.shape[0] if isinstance(below, DenseStage) else below.width
 
     def target(self) -> Tensor:
         """The buffer of a target that is not x, made when it is first asked for."""
@@ -273,9 +329,9 @@ class Memory:
 def _parameter_of(program: Program) -> Tensor:
     """One that tells device and dtype."""
     for stage in program.stages:
-        if isinstance(stage, Dense):
-            return stage.weight
-        for p in stage.module.parameters():
+        if (layer := layer_of(stage)) is not None:
+            return layer.weight
+        for p in stage.module.parameters() if isinstance(stage, Module) else ():
             if p.is_floating_point():
                 return p
     raise ValueError("TrainStep: model must have parameters; got none")

@@ -15,7 +15,7 @@ from fastae.engine.all_reduce import GradientAllReduce
 from fastae.engine.cuda_graph import GraphedStep
 from fastae.engine.optimizer import Update
 from fastae.engine.parameters import is_dense
-from fastae.engine.program import Dense, Program
+from fastae.engine.program import Module, Program
 from fastae.engine.signature import HOOKS, Signature
 from fastae.engine.static_step import StaticStep
 from fastae.nn.arguments import is_dtensor, seed_number, whole_number
@@ -107,12 +107,18 @@ class TrainStep:
         if program.own_loss is not None and not self._warned:
             self._warned = True
             logger.warning("TrainStep calls the model's own loss through autograd: %s", program.own_loss)
-        self.static, self._signature = static, Signature(self.model, program)
+        part = program.variational
+        if self._group is not None and part is not None and (part.capacity is not None or part.free_bits):
+            raise ValueError(
+                "TrainStep: group must be None for a code with capacity or free_bits, which are of a whole batch's mean"
+            )
+        self.static, self._signature, self._last = static, Signature(self.model, program), static.memory
         self._frozen = [p for p in self.model.parameters() if not p.requires_grad]
         self._total = self._total.to(static.device)
         lacks = bool(static.parameters.by_autograd) or self._group is not None
         self._update = Update(self.optimizer, static.trainable, lacks)
-        self._mean = None if self._group is None else GradientAllReduce(static.trainable, self._group)
+        extras = 0 if program.variational is None else 2
+        self._mean = None if self._group is None else GradientAllReduce(static.trainable, self._group, extras)
         self._graphed = None
         if static.device.type == "cuda" and _capturable(program):
             memory = static.memory
@@ -148,6 +154,7 @@ class TrainStep:
         rows: Tensor | None = None,
         target: Tensor | None = None,
         sample_weight: Tensor | None = None,
+        first_row: int = 0,
     ) -> Tensor:
         """Take one step on x [M, features], or on x[rows], and return its loss: [], fp32 (fp64 for fp64).
 
@@ -157,6 +164,8 @@ class TrainStep:
             target: what to reconstruct, x itself if None; [M, features] or, with `rows`, as long as x.
             sample_weight: factors of the rows' losses, [M] or, with `rows`, as long as x; the sum is divided by M, not
                 by theirs. All 1 if None.
+            first_row: of several processes, where these rows begin in the batch of all: it decides which random numbers
+                they get, so that the processes train as one would.
 
         The loss is that before the update. On CUDA its memory is reused: read or copy it before the next call.
         """
@@ -172,6 +181,8 @@ class TrainStep:
             self._refuse(x, count)
         if x.device != static.device:
             raise ValueError(f"TrainStep: x must be on {static.device} as the model is; got {x.device}")
+        if target is not None and static.program.share < 1:
+            raise ValueError("TrainStep: target must be None where the loss is on masked values; got a tensor")
         if target is not None and target.shape != (len(x), static.program.out_features):
             raise ValueError(
                 f"TrainStep: target must be {[len(x), static.program.out_features]}; got {list(target.shape)}"
@@ -183,8 +194,9 @@ class TrainStep:
         enabled = torch.is_grad_enabled()
         torch._C._set_grad_enabled(False)  # a microsecond less than torch.no_grad()
         try:
-            memory = static.load(x, rows, target, count, sample_weight)
-            if self._graphed is not None and memory is static.memory and not any(memory.variant):
+            memory = static.load(x, rows, target, count, sample_weight, (self.seed, self.steps, first_row))
+            self._last = memory
+            if self._graphed is not None and memory is static.memory and target is None and sample_weight is None:
                 loss = self._graphed()
             else:
                 loss = static.run(memory)
@@ -194,11 +206,37 @@ class TrainStep:
         finally:
             torch._C._set_grad_enabled(enabled)
 
+    @property
+    def is_sampled(self) -> bool:
+        """Whether the step samples a variational code itself; a model's own loss may do so instead."""
+        return self.static.program.variational is not None
+
+    def divergence(self) -> tuple[Tensor, Tensor]:
+        """Of a variational code, in the last step: the mean KL of its rows, and what it raised the loss by; both [].
+
+        In a group those of all processes' rows. Raises ValueError for a model without such a code.
+        """
+        if self.static.program.variational is None:
+            raise ValueError("TrainStep: divergence is that of a variational code; the model's is not sampled")
+        if self._mean is not None:
+            return self._mean.extra[0].clone(), self._mean.extra[1].clone()
+        return self._divergence_here()
+
+    def _divergence_here(self) -> tuple[Tensor, Tensor]:
+        memory = self._last
+        found = memory.found[memory.variant]
+        assert found.kl is not None
+        assert found.penalty is not None
+        raised = found.penalty.partials.sum()
+        raised = raised if found.penalty.factor is None else raised * found.penalty.factor
+        return found.kl.sum() / memory.count, raised / memory.count
+
     def apply(self, loss: Tensor, count: int) -> None:
         """Update the parameters with the gradients of the last `static.run`, in a group with those of all processes."""
         gradients = self.static.gradients
         if self._mean is not None:
-            gradients = self._mean(loss, gradients, count)
+            extra = self._divergence_here() if self.static.program.variational is not None else ()
+            gradients = self._mean(loss, gradients, count, extra)
         self._update(gradients)
 
     def mean_loss(self) -> float:
@@ -269,7 +307,7 @@ def _capturable(program: Program) -> bool:
     """Whether a replay does all that the step does: Python of hooks and of people's own modules is not repeated."""
     if program.own_loss is not None:
         return False
-    islands = [m for stage in program.stages if not isinstance(stage, Dense) for m in stage.module.modules()]
+    islands = [m for stage in program.stages if isinstance(stage, Module) for m in stage.module.modules()]
     return all(
         type(m).__module__.startswith("torch.nn.modules")
         and not any(vars(m)[hooks] for hooks in HOOKS)

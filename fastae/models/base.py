@@ -12,18 +12,31 @@ from fastae_kernels.elementwise import LossKind
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
+from fastae.bottlenecks import Bottleneck
 from fastae.data.arrays import in_chunks
 from fastae.data.scaling import Scaler
 from fastae.engine.autograd import stack_encode, stack_loss, stack_of, stack_score
-from fastae.engine.program import Dense, Module, Program, Stage
+from fastae.engine.program import Dense, Module, Program
 from fastae.engine.signature import HOOKS
 from fastae.likelihoods import MSE, Likelihood
 from fastae.models.format import MODELS
-from fastae.nn.arguments import autocast_dtype, refuse_torchscript, supports_kernels
-from fastae.nn.linear_act import LinearAct
+from fastae.models.objective import objective, row_bounds, wide
+from fastae.models.stages import (
+    dense_stage,
+    each_hook_once,
+    hooked,
+    joined,
+    layer_reason,
+    rows_of,
+    sample_stage,
+    stages_of,
+)  # fmt: skip
+from fastae.nn.arguments import autocast_dtype, refuse_torchscript, seed_number, supports_kernels, whole_number
+from fastae.nn.dropout import HiddenDropout, no_dropout
 from fastae.nn.log_likelihood import log_likelihood
 from fastae.nn.losses import eager_loss, kind_of, mse_loss, row_losses
 from fastae.nn.tied_linear_act import TiedLinearAct
+from fastae.noise import Noise
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -39,7 +52,8 @@ class Autoencoder(nn.Module):
     """An `encoder` and a `decoder`, each an `nn.Sequential`, and the loss of the reconstruction.
 
     A subclass sets `encoder`, `decoder`, `features` (widths from the input to the code), `decoder_features` (from the
-    code to the output) and `likelihood`, and has a `config()` from which its constructor makes it again.
+    code to the output), `likelihood`, `corrupt` and `bottleneck`, and has a `config()` from which its constructor makes
+    it again. The encoder of a variational code gives [mu | log sigma^2], twice features[-1].
     """
 
     encoder: nn.Sequential
@@ -47,6 +61,8 @@ class Autoencoder(nn.Module):
     features: list[int]
     decoder_features: list[int]
     likelihood: Likelihood
+    corrupt: Noise | None
+    bottleneck: Bottleneck | None
 
     def __init_subclass__(cls, saved_as: str | None = None) -> None:
         """saved_as: the class's name in files; without one its models cannot be saved."""
@@ -61,7 +77,7 @@ class Autoencoder(nn.Module):
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         """Of a pickled object, one of a version that knew one loss too."""
-        super().__setstate__({"likelihood": MSE(), "trained": None, **state})
+        super().__setstate__({"likelihood": MSE(), "corrupt": None, "bottleneck": None, "trained": None, **state})
 
     # ---------------------------------------------------------------- shapes
 
@@ -78,7 +94,8 @@ class Autoencoder(nn.Module):
     @property
     def widest(self) -> int:
         """The width of the widest layer: how much memory a row takes on its way."""
-        return max(self.features + self.decoder_features)
+        code = 0 if self.bottleneck is None else 2 * self.features[-1]
+        return max(self.features + self.decoder_features + [code])
 
     @property
     def kind(self) -> LossKind:
@@ -88,24 +105,34 @@ class Autoencoder(nn.Module):
     # ---------------------------------------------------------------- calls
 
     def forward(self, x: Rows) -> Rows:
-        """The reconstruction of x: the same shape."""
-        return self._run(lambda rows: self._mean(self.decoder(self.encoder(rows))), x, self.in_features, "x")
+        """The reconstruction of x, without noise, by way of the mean of a variational code: the same shape."""
+        return self._run(lambda rows: self._mean(self.decoder(self._code(rows))), x, self.in_features, "x")
 
     def encode(self, x: Rows) -> Rows:
-        """The code of x: [..., features[0]] -> [..., features[-1]]."""
+        """The code of x, the mean of a variational one: [..., features[0]] -> [..., features[-1]]."""
 
         def codes(rows: Tensor) -> Tensor:
             dense = None if torch.is_grad_enabled() else self._fused(rows, None)
             if dense is None:
-                code: Tensor = self.encoder(rows)
-                return code
-            return stack_encode(rows, stack_of(dense[: len(self.encoder)], rows, loss=False))
+                with no_dropout():
+                    return self._code(rows)
+            depth = sum(not isinstance(layer, HiddenDropout) for layer in self.encoder)
+            return stack_encode(rows, stack_of(dense[:depth], rows, loss=False))
 
         return self._run(codes, x, self.in_features, "x")
 
+    def _code(self, x: Tensor) -> Tensor:
+        code: Tensor = self.encoder(x)
+        return code if self.bottleneck is None else code[..., : self.features[-1]]
+
     def decode(self, z: Rows) -> Rows:
         """The reconstruction from a code: [..., features[-1]] -> [..., features[0]]."""
-        return self._run(lambda code: self._mean(self.decoder(code)), z, self.features[-1], "z")
+
+        def reconstructions(code: Tensor) -> Tensor:
+            with no_dropout():
+                return self._mean(self.decoder(code))
+
+        return self._run(reconstructions, z, self.features[-1], "z")
 
     def logits(self, x: Tensor) -> Tensor:
         """What `forward` gives before the likelihood's mean function: log-odds for "bernoulli", a log-rate for
@@ -127,18 +154,25 @@ class Autoencoder(nn.Module):
         huber the mean over values, for a log-likelihood -log p in nats without its constants, the mean over rows.
         sample_weight [rows] is a factor of each row's loss; the mean is still over the number of rows.
 
+        In training mode x gets the model's noise, a variational code is sampled; in either mode beta KL is added to the
+        loss, with beta in full.
+
         fp32 (fp64 for fp64). All layers and the loss are one autograd function where x is [rows, features[0]], the
         layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, and under
-        `torch.autocast`, `torch.compile` and `torch.func`, and with weights, the layers are called one by one.
+        `torch.autocast`, `torch.compile` and `torch.func`, with weights, noise, dropout or a variational code, the
+        layers are called one by one.
         """
         target = x if target is None else target
-        if sample_weight is not None:
-            losses = row_losses(eager_loss(_wide(self.logits(x)), _wide(target), self.kind, "none"), self.kind)
-            return (losses * sample_weight).mean()
-        if dense := self._fused(x, target):
+        if sample_weight is not None or self.bottleneck is not None or (self.training and self.corrupt is not None):
+            return objective(self, x, target, sample_weight)
+        if not self._drops() and (dense := self._fused(x, target)):
             return stack_loss(x, target, stack_of(dense, x), self.kind)
-        y, t = _wide(self.logits(x)), _wide(target)
+        y, t = wide(self.logits(x)), wide(target)
         return mse_loss(y, t) if self.kind.name == "mse" else eager_loss(y, t, self.kind, "mean")
+
+    def _drops(self) -> bool:
+        """Whether a call of the layers forgets some of their outputs."""
+        return any(isinstance(m, HiddenDropout) and m.training and m.p > 0 for m in (*self.encoder, *self.decoder))
 
     def score(self, x: Rows) -> Rows:
         """The loss of each row, [rows, features[0]] -> [rows]: high means unusual; no gradient, bounded memory.
@@ -151,11 +185,51 @@ class Autoencoder(nn.Module):
             if dense := self._fused(rows, None):
                 errors = stack_score(rows, stack_of(dense, rows), self.kind)
             else:
-                errors = row_losses(eager_loss(_wide(self.logits(rows)), _wide(rows), self.kind, "none"), self.kind)
-            return errors if constants is None else errors + constants(_wide(rows))
+                with no_dropout():
+                    values = eager_loss(wide(self.logits(rows)), wide(rows), self.kind, "none")
+                errors = row_losses(values, self.kind)
+            return errors if constants is None else errors + constants(wide(rows))
 
         with torch.no_grad():
             return self._run(row_errors, x, self.in_features, "x")
+
+    def sample(self, n: int, *, seed: int = 0) -> Tensor:
+        """n new rows: what the likelihood expects at codes drawn from the standard normal law; [n, features].
+
+        No gradient. Raises ValueError for a model without a `Variational` bottleneck.
+        """
+        self._require_variational("sample")
+        like = next(self.parameters())
+        generator = torch.Generator(like.device).manual_seed(seed_number("sample", seed))
+        shape = whole_number("sample", "n", n, 0), self.features[-1]
+        wide_codes = torch.randn(shape, generator=generator, device=like.device)
+        with torch.no_grad():
+            return self.decode(wide_codes.to(like.dtype))
+
+    def elbo(self, x: Rows, *, samples: int = 1, importance: bool = False, seed: int = 0) -> Rows:
+        """The evidence lower bound of each row of x in nats, constants included, beta 1: [rows, features] -> [rows].
+
+        Args:
+            samples: codes drawn for each row.
+            importance: the importance-weighted bound instead, log mean exp over the samples (Burda et al. 2016): it
+                rises with their number towards log p(x).
+            seed: of the codes.
+
+        High means likely. No gradient; one sample at a time is in memory. Raises ValueError for a model without a
+        `Variational` bottleneck.
+        """
+        self._require_variational("elbo")
+        samples = whole_number("elbo", "samples", samples, 1)
+        like = next(self.parameters())
+        generator = torch.Generator(like.device).manual_seed(seed_number("elbo", seed))
+        with torch.no_grad(), no_dropout():
+            return self._run(
+                lambda rows: row_bounds(self, rows, samples, importance, generator), x, self.in_features, "x"
+            )
+
+    def _require_variational(self, method: str) -> None:
+        if self.bottleneck is None:
+            raise ValueError(f"{method}: bottleneck must be Variational; got a model without one")
 
     def fit(
         self,
@@ -249,22 +323,27 @@ class Autoencoder(nn.Module):
         everything = tuple(dict.fromkeys(p for m in (self, *tied) for p in m.parameters()))
         if type(self).loss is not _OWN["loss"] or "loss" in vars(self):
             return Program((Module("", self),), *widths, everything, f"{type(self).__name__} has a loss of its own")
+        noise = self.corrupt if self.training else None
         itself = self if log_likelihood(self.likelihood.name).mean is None else _Logits(self)
-        whole = Program((Module("", itself),), *widths, everything)
-        if self._reason_to_call() is not None:
+        whole = Program((Module("", itself),), *widths, everything, corrupt=noise)
+        reason = self._reason_to_call()
+        if self.bottleneck is not None and (reason or not self.training):
+            reason = reason or "in eval mode the code is not sampled"
+            return Program((Module("", self),), *widths, everything, reason)  # whose loss knows the divergence
+        if reason is not None:
             return whole
-        stages = list[Stage]()
-        islands = list[tuple[str, nn.Module]]()
-        for name, layer in self.named_layers():
-            if layer_reason(layer) is None:
-                stages += [*_island(islands), dense_stage(name, layer)]
-                islands = []
-            else:
-                islands.append((name, layer))
-        stages += _island(islands)
-        if all(isinstance(stage, Dense) for stage in stages):
-            return Program(tuple(stages), *widths)
-        return Program(tuple(stages), *widths, everything) if _each_hook_once(stages) else whole
+        stages = stages_of(self._layers_in("encoder"))
+        if self.bottleneck is not None:
+            stages.append(sample_stage(stages, self.features[-1], self.bottleneck))
+        stages += stages_of(self._layers_in("decoder"))
+        stages = stages if self.bottleneck is not None else joined(stages)
+        if not any(isinstance(stage, Module) for stage in stages):
+            return Program(tuple(stages), *widths, corrupt=noise)
+        if each_hook_once(stages):
+            return Program(tuple(stages), *widths, everything, corrupt=noise)
+        if self.bottleneck is not None:
+            return Program((Module("", self),), *widths, everything, "a parameter with a hook is used twice")
+        return whole
 
     def unsupported_reason(self) -> str | None:
         """Why the layers cannot be fused into one chain (replaced, hooked, reparametrised), or None."""
@@ -273,20 +352,27 @@ class Autoencoder(nn.Module):
 
     def named_layers(self) -> list[tuple[str, nn.Module]]:
         """(name, layer) of encoder and decoder, first to last."""
-        parts = ("encoder", self.encoder), ("decoder", self.decoder)
-        return [(f"{part}.{i}", layer) for part, stack in parts for i, layer in stack._modules.items() if layer]
+        return self._layers_in("encoder") + self._layers_in("decoder")
+
+    def _layers_in(self, part: str) -> list[tuple[str, nn.Module]]:
+        modules = getattr(self, part)._modules
+        return [(f"{part}.{name}", layer) for name, layer in modules.items() if layer]
 
     def _chain(self) -> list[Dense] | str:
-        """The layers as one chain, or why they are none."""
+        """The layers as one chain, without dropout, by way of the mean of a variational code; or why they are none."""
         if reason := self._reason_to_call():
             return reason
         made = list[Dense]()
         for stack in (self.encoder, self.decoder):
             for layer in stack._modules.values():
                 assert layer is not None
+                if type(layer) is HiddenDropout and not hooked(layer):
+                    continue
                 if reason := layer_reason(layer):
                     return reason
                 made.append(dense_stage("", layer))
+            if stack is self.encoder and self.bottleneck is not None:
+                made[-1] = rows_of(made[-1], self.features[-1])
         return made
 
     def _reason_to_call(self) -> str | None:
@@ -348,74 +434,6 @@ class _Logits(nn.Module):
 
 # The original methods, kept at import so that overrides can be detected
 _OWN = {name: getattr(Autoencoder, name) for name in ("forward", "loss", "__call__")}
-
-
-def dense_stage(name: str, layer: nn.Module) -> Dense:
-    """A plain layer as a stage of the kernels."""
-    own: Any = layer
-    if type(layer) is TiedLinearAct:
-        return Dense(name, own.source.weight, own.bias, own.activation, True)
-    table = own._parameters
-    return Dense(name, table["weight"], table["bias"], own.activation)
-
-
-def layer_reason(layer: nn.Module) -> str | None:
-    """Why a layer is not as its constructor made it, or None."""
-    kind = type(layer)
-    if kind is not LinearAct and kind is not TiedLinearAct:
-        return f"a layer is a {kind.__name__}"
-    own = vars(layer)
-    if own["_forward_pre_hooks"] or own["_forward_hooks"] or own["_backward_pre_hooks"] or own["_backward_hooks"]:
-        return f"a {kind.__name__} has a hook"
-    if "forward" in own:
-        return f"a {kind.__name__} has a forward of its own"
-    parameters = own["_parameters"].values()
-    if kind is TiedLinearAct:
-        source: Any = layer.source
-        if type(source) is not LinearAct or "weight" not in vars(source)["_parameters"]:
-            return f"a {kind.__name__} is tied to a {type(source).__name__} with a weight that is not its own"
-        parameters = (source.weight, *parameters)
-    for p in parameters:
-        if p is None:
-            continue
-        if type(p) is not nn.Parameter or type(p.data) is not Tensor:
-            return f"a parameter of a {kind.__name__} is a {type(p).__name__} of {type(p.data).__name__}"
-        if p._backward_hooks or p._post_accumulate_grad_hooks:
-            return f"a parameter of a {kind.__name__} has a hook"
-    return None
-
-
-def _island(modules: Sequence[tuple[str, nn.Module]]) -> list[Stage]:
-    """Modules that follow each other, as one island."""
-    if not modules:
-        return []
-    (first, module), (last, _) = modules[0], modules[-1]
-    if len(modules) == 1:
-        return [Module(first, module)]
-    together = nn.Sequential(*(m for _, m in modules))
-    together.training = module.training  # its own flag: `train` would set those of the modules, which may differ
-    return [Module(f"{first} to {last}", together)]
-
-
-def _each_hook_once(stages: Sequence[Stage]) -> bool:
-    """Whether every parameter with a hook is used by one stage alone: the hook wants the sum of its gradients."""
-    seen: set[int] = set()
-    for stage in stages:
-        if isinstance(stage, Dense):
-            used: list[nn.Parameter | None] = [stage.weight, stage.bias]
-        else:
-            used = [*stage.module.parameters()]
-            tied = [m.source for m in stage.module.modules() if isinstance(m, TiedLinearAct)]
-            used += [p for source in tied for p in source.parameters()]  # not .weight, which a parametrization computes
-        for p in used:
-            if p is not None and (p._backward_hooks or p._post_accumulate_grad_hooks) and id(p) in seen:
-                return False
-        seen |= {id(p) for p in used if p is not None}
-    return True
-
-
-def _wide(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def _matches(target: object, x: Tensor, width: int) -> bool:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
@@ -9,12 +10,19 @@ from typing import Any
 import torch
 from torch import nn
 
+from fastae.bottlenecks import PARTS as BOTTLENECKS
+from fastae.bottlenecks import Bottleneck
 from fastae.likelihoods import MSE, Likelihood, spelled
 from fastae.models.base import Autoencoder
+from fastae.nn.dropout import HiddenDropout
 from fastae.nn.linear_act import LinearAct, check_activation
 from fastae.nn.log_likelihood import LOG_LIKELIHOODS
 from fastae.nn.losses import likelihood_of
 from fastae.nn.tied_linear_act import TiedLinearAct
+from fastae.noise import PARTS as NOISES
+from fastae.noise import Noise
+from fastae.parts import number, part_of
+from fastae.parts import spelled as parts_spelled
 
 
 class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
@@ -28,6 +36,12 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         decoder_features: widths from the code to the output, e.g. [128, 512, 784]; the encoder's mirrored by default.
         tied: decoder layers use the encoder's weights transposed (one parameter, a gradient from both uses).
         device, dtype: of the parameters, as in `torch.nn.Linear`.
+        dropout: the share of the hidden layers' outputs, those of code and output excepted, that each step of training
+            puts to 0; the others are divided by 1 - dropout (Srivastava et al. 2014).
+        corrupt: noise on the rows of a training step, whose target is the clean row: a part of `fastae.noise` or its
+            spelling, "mask:0.3" say.
+        bottleneck: what is asked of the code: a part of `fastae.bottlenecks` or its spelling, "variational:beta=0.5".
+            The weight of a variational code's layer is [2 features[-1], ...], mu first, then log sigma^2.
         likelihood: the loss of the reconstruction: a part of `fastae.likelihoods` or its name, "huber" say. Beside a
             log-likelihood ("gaussian", "bernoulli", "poisson") the model's output is the mean of the data.
 
@@ -40,7 +54,9 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
     model, and applied where you say so: `ae.score(ae.scaler.transform(x))`.
 
     Raises ValueError for widths that are not positive, fewer than two of them, widths of the decoder that do not run
-    from the code to the input, an unknown activation or likelihood, or `tied` together with `decoder_features`.
+    from the code to the input, an unknown activation, likelihood, noise or bottleneck, a dropout outside of [0, 1), or
+    parts that exclude each other: `tied` and `decoder_features`; a variational code and `tied`, a `code_activation`, or
+    mse, mae or huber, whose mean over values is no log-likelihood ("gaussian" is).
     """
 
     def __init__(
@@ -55,6 +71,9 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         dtype: torch.dtype | None = None,
         *,
         likelihood: str | Likelihood = "mse",
+        dropout: float = 0.0,
+        corrupt: str | Noise | None = None,
+        bottleneck: str | Bottleneck | None = None,
     ) -> None:
         super().__init__()
         self.features = _widths(features, "features")
@@ -79,6 +98,13 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
                 f"which has a mean function of its own; got {output_activation!r}"
             )
 
+        self.dropout = number("DenseAutoencoder", "dropout", dropout, 0, 1, below=True)
+        self.corrupt = corrupt_of(corrupt, self.features[0], "DenseAutoencoder: corrupt")
+        self.bottleneck = None
+        if bottleneck is not None:
+            self.bottleneck = part_of(bottleneck, BOTTLENECKS, "DenseAutoencoder: bottleneck", "bottlenecks")
+            check_variational(self.likelihood.name, tied, code_activation, "DenseAutoencoder")
+
         def stack(widths: list[int], last: str) -> list[LinearAct]:
             names = [activation] * (len(widths) - 2) + [last]
             return [
@@ -86,15 +112,16 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
                 for (k, n), name in zip(pairwise(widths), names, strict=True)
             ]
 
-        encoder = stack(self.features, code_activation)
+        code = self.features[-1] * (1 if self.bottleneck is None else 2)
+        encoder = stack([*self.features[:-1], code], code_activation)
         decoder: list[nn.Module]
         if tied:
             names = [activation] * (len(encoder) - 1) + [output_activation]
             decoder = [TiedLinearAct(layer, name) for layer, name in zip(reversed(encoder), names, strict=True)]
         else:
             decoder = list(stack(self.decoder_features, output_activation))
-        self.encoder = nn.Sequential(*encoder)
-        self.decoder = nn.Sequential(*decoder)
+        self.encoder = _sequential(encoder, self.dropout)
+        self.decoder = _sequential(decoder, self.dropout)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, for `DenseAutoencoder(**config)`; keyword-only ones where not the default."""
@@ -109,7 +136,46 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         }
         if self.likelihood != MSE():
             made["likelihood"] = spelled(self.likelihood)
-        return made
+        if self.dropout:
+            made["dropout"] = self.dropout
+        parts = {"corrupt": self.corrupt, "bottleneck": self.bottleneck}
+        return made | {name: parts_spelled(part) for name, part in parts.items() if part is not None}
+
+
+def _sequential(layers: Sequence[nn.Module], dropout: float) -> nn.Sequential:
+    """The layers "0", "1", ..., each but the last followed by its dropout if there is one."""
+    named = dict[str, nn.Module]()
+    for i, layer in enumerate(layers):
+        named[str(i)] = layer
+        if dropout and i < len(layers) - 1:
+            named[f"{i}_dropout"] = HiddenDropout(dropout)
+    return nn.Sequential(OrderedDict(named))
+
+
+def corrupt_of(given: str | Noise | None, features: int, what: str) -> Noise | None:
+    """The noise that a part or its spelling stands for, for rows of so many features."""
+    if given is None:
+        return None
+    part: Noise = part_of(given, NOISES, what, "noise")
+    columns = [n for group in getattr(part, "groups", ()) for n in group]
+    if columns and max(columns) >= features:
+        raise ValueError(f"{what}: groups must hold columns below {features}; got {max(columns)}")
+    return part
+
+
+def check_variational(likelihood: str, tied: bool, code_activation: str, owner: str) -> None:
+    """ValueError for what a variational code excludes."""
+    if likelihood not in LOG_LIKELIHOODS:
+        raise ValueError(
+            f"{owner}: likelihood must be one of {', '.join(LOG_LIKELIHOODS)} beside a variational code; got "
+            f"{likelihood!r}, a mean over values: the divergence would weigh by their number ('gaussian' is the sum)"
+        )
+    if tied:
+        raise ValueError(f"{owner}: tied must be False beside a variational code, whose last layer is twice as wide")
+    if code_activation != "identity":
+        raise ValueError(
+            f"{owner}: code_activation must be 'identity' beside a variational code; got {code_activation!r}"
+        )
 
 
 def _widths(features: Sequence[int], name: str) -> list[int]:

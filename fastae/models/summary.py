@@ -5,6 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 from fastae.likelihoods import spelled
+from fastae.nn.dropout import HiddenDropout
+from fastae.parts import spelled as part_spelled
 from fastae.text_table import lines as text_lines
 
 
@@ -14,7 +16,7 @@ def summary(model: Any) -> str:
     from rich.table import Table
 
     table = Table(box=box.SIMPLE_HEAD, show_footer=True)
-    layers = [(f"{part}.{i}", layer) for part in ("encoder", "decoder") for i, layer in enumerate(getattr(model, part))]
+    layers = [(name, layer) for name, layer in model.named_layers() if not isinstance(layer, HiddenDropout)]
     flops = [2 * layer.in_features * layer.out_features for _, layer in layers]
     counts = [sum(p.numel() for p in layer.parameters()) for _, layer in layers]
     total = sum(p.numel() for p in model.parameters())
@@ -32,6 +34,9 @@ def summary(model: Any) -> str:
     lines.append(f" {width} values become {code}: compression ratio {width / code:.3g} to 1")
     if model.likelihood.name != "mse":
         lines.append(f" likelihood {spelled(model.likelihood)}")
+    parts = [f"{name} {part_spelled(part)}" for name in ("corrupt", "bottleneck") if (part := getattr(model, name))]
+    parts += [f"dropout {model.dropout:g}"] if model.dropout else []
+    lines += [f" {', '.join(parts)}"] if parts else []
     if model.scaler is not None and model.scaler.kind != "none":
         lines.append(f" trained on data scaled to {model.scaler.kind!r}: pass model.scaler.transform(x)")
     return "\n".join([*lines, *trained_lines(model.trained)])

@@ -32,6 +32,10 @@ class Ranks:
         """This rank's part of `rows`, which are the same on every rank; sizes differ by one at most, down to none."""
         return rows if self.size == 1 else rows.tensor_split(self.size)[self.rank]
 
+    def first(self, rows: int) -> int:
+        """Where this rank's part of so many rows begins."""
+        return self.rank * (rows // self.size) + min(self.rank, rows % self.size)
+
     def sum(self, t: Tensor) -> Tensor:
         """t summed over the ranks, in place; every rank gets the same bits."""
         if self.size > 1:

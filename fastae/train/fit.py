@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import math
 import time
 from collections.abc import Iterable, Iterator, Sequence
@@ -25,6 +26,9 @@ from fastae.train.progress import Progress
 from fastae.train.rows import Rows, checked_rows, checked_weight, scaled, split_rows
 from fastae.train.run import Callback, Run
 
+logger = logging.getLogger(__name__)
+
+ACTIVE = 0.01  # the variance of a latent's mean from which it counts as in use
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW, "sgd": torch.optim.SGD}
 PRECISIONS = {
     "float32": torch.float32,
@@ -39,6 +43,8 @@ class TrainableModel(Trainable, Protocol):
     training: bool
     scaler: Any
     trained: dict[str, Any] | None
+    features: list[int]
+    bottleneck: Any
 
     @property
     def in_features(self) -> int: ...
@@ -54,7 +60,9 @@ class TrainableModel(Trainable, Protocol):
 
     def config(self) -> dict[str, Any]: ...
 
-    def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor: ...
+    def loss(self, x: Tensor, target: Tensor | None = None, sample_weight: Tensor | None = None) -> Tensor: ...
+
+    def encode(self, x: Tensor) -> Tensor: ...
 
     def logits(self, x: Tensor) -> Tensor: ...
 
@@ -155,6 +163,7 @@ def fit(
         model.train(mode)
     for callback in callbacks:
         callback.on_train_end(run)
+    _warn_of_collapse(run)
     model.trained = record(run)
     return run.history
 
@@ -184,23 +193,40 @@ def _train(
     steps = math.ceil(count / batch_size)
     losses = train.x.new_empty(steps)
     cast = torch.autocast(device.type, torch.bfloat16) if precision == "bfloat16" else nullcontext()
-    step = TrainStep(run.model, run.optimizer, -(-batch_size // ranks.size), precision, ranks.group)
+    step = TrainStep(
+        run.model, run.optimizer, -(-batch_size // ranks.size), precision, ranks.group, run.settings["seed"]
+    )
+    step.load_state_dict(step.state_dict() | {"steps": run.history.epochs * steps})  # of a run that is gone on with
     data = train.to(step.dtype)
+    part = run.model.bottleneck
+    divergences = train.x.new_zeros(2, steps)  # KL and what it raised the loss by
+    _warn_of_warmup(part, epochs * steps)
     with Progress(epochs, steps, run.history.epochs, enabled=progress and ranks.rank == 0) as bar:
         while run.history.epochs < epochs and run.history.stopped is None:
             good = {name: t.detach().clone() for name, t in run.model.state_dict().items()}
             started = time.perf_counter()
             order = torch.randperm(count, generator=run.generator).to(device)
             for number, rows in enumerate(order.split(batch_size)):
-                losses[number] = step(data.x, ranks.share(rows), data.target, data.weight)
+                mine, first = ranks.share(rows), ranks.first(len(rows))
+                losses[number] = step(data.x, mine, data.target, data.weight, first)
+                if part is not None and step.is_sampled:
+                    divergences[0, number], divergences[1, number] = step.divergence()
                 bar.step(number)
             step_losses = losses.tolist()  # the epoch's one wait for the device
             seconds = time.perf_counter() - started
             val_loss = mean_loss(run.model, validation, cast, ranks) if run.has_validation else None
             _check_finite(run, step_losses, val_loss, good)
             last_rows = count - (steps - 1) * batch_size
-            total = math.fsum(step_losses[:-1]) * batch_size + step_losses[-1] * last_rows
-            run.history.loss.append(total / count)
+
+            def mean(of_steps: list[float], last_rows: int = last_rows) -> float:
+                return (math.fsum(of_steps[:-1]) * batch_size + of_steps[-1] * last_rows) / count
+
+            run.history.loss.append(mean(step_losses))
+            if part is not None and step.is_sampled:
+                kl, raised = (mean(row) for row in divergences.tolist())
+                run.history.nll.append(run.history.loss[-1] - raised)
+                run.history.kl.append(kl)
+                run.history.active_units.append(active_units(run.model, validation if run.has_validation else train))
             if val_loss is not None:
                 run.history.val_loss.append(val_loss)
             run.history.rows_per_s.append(count / seconds)
@@ -234,11 +260,38 @@ def mean_loss(
     return (total if ranks is None else ranks.sum(total)).item() / weights
 
 
+def active_units(model: TrainableModel, data: Rows) -> int:
+    """How many latents' means vary over the rows, by more than 0.01 (Burda et al. 2016); of 10,000 rows at most."""
+    with torch.no_grad():
+        return int((model.encode(data.x[:10_000]).float().var(0, correction=0) > ACTIVE).sum())
+
+
+def _warn_of_warmup(part: Any, steps: int) -> None:
+    if part is not None and part.warmup_steps > steps:
+        logger.warning(
+            "fit: beta rises over %d steps and training takes %d: it will not reach %g",
+            part.warmup_steps, steps, part.beta,
+        )  # fmt: skip
+
+
+def _warn_of_collapse(run: Run) -> None:
+    """Say so in words where the code tells nothing of the rows."""
+    history = run.history
+    if history.active_units and history.active_units[-1] == 0:
+        logger.warning(
+            "fit: the code has collapsed: none of its %d latents varies with the rows (KL %.2g nats), and the decoder "
+            "gives the same row to all; a smaller beta, warmup_steps or free_bits prevent it",
+            run.model.features[-1], history.kl[-1],
+        )  # fmt: skip
+
+
 def _loss_sum(model: TrainableModel, rows: Rows, own: bool) -> Tensor:
     """The sum of the rows' losses, each times its weight, in fp64."""
     target = rows.x if rows.target is None else rows.target
     if own:
         return model.loss(rows.x, *(() if rows.target is None else (target,))).double() * len(rows.x)
+    if model.bottleneck is not None:
+        return model.loss(rows.x, target, rows.weight).double() * len(rows.x)
     y = model.logits(rows.x)
     wide = torch.promote_types(y.dtype, torch.float32)
     y, target = y.to(wide), target.to(wide)

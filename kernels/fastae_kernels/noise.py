@@ -47,6 +47,16 @@ class Corruption(NamedTuple):
     groups: Tensor | None = None
 
 
+class Dropout(NamedTuple):
+    """0 in place of a share of a layer's outputs, the others divided by 1 - share.
+
+    `key.drawn` is what outputs are multiplied with, 0 or 1 / (1 - share), in their dtype.
+    """
+
+    share: float
+    key: Key
+
+
 # ---------------------------------------------------------------- Philox
 
 
@@ -179,3 +189,17 @@ def corrupt(source: Tensor, x: Tensor, c: Corruption, out: Tensor) -> None:
 def hide(clean: Tensor, c: Corruption) -> None:
     """Put NaN where `mask` has left a value: what is not to be compared."""
     clean.masked_fill_(~below(bits(c.key, *clean.shape), c.amount), math.nan)
+
+
+# ---------------------------------------------------------------- dropout
+
+
+def drop(x: Tensor, dropout: Dropout | None) -> Tensor:
+    """x, written over by what `dropout` leaves of it: outputs of a layer or the gradient by them."""
+    if dropout is None:
+        return x
+    if dropout.key.drawn:
+        return x.mul_(dropout.key.drawn[0])
+    return x.mul_(kept(uniforms(dropout.key, *x.shape), dropout.share, torch.empty_like(x))).mul_(
+        1 / (1 - dropout.share)
+    )

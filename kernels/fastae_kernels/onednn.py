@@ -18,9 +18,11 @@ import torch
 from torch import Tensor
 
 from fastae_kernels.elementwise import ACTIVATIONS, MSE, LossKind, sum_of_squares
+from fastae_kernels.noise import Dropout, drop
 from fastae_kernels.operands import first_operand, rows_apart
 from fastae_kernels.ops import Criterion, Layer, Ops, Out, Pending
-from fastae_kernels.reference import Prepare, Reference, act_loss, reduced
+from fastae_kernels.reference import Prepare, Reference, act_loss, reduced, through_activation
+from fastae_kernels.sampling import penalised
 
 # Multiply-adds from which oneDNN wins with full and with half units; a call costs 12 us more than `torch.addmm`.
 SMALLEST = {True: 1 << 23, False: 1 << 24}
@@ -96,23 +98,27 @@ class OneDNN(Reference):
         activation: str,
         keep_p: bool = False,
         out: tuple[Tensor, Tensor | None] | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         if not _takes(x, w, bf16=True):
-            return super().linear_act_fwd(x, w, b, activation, keep_p, out)
+            return super().linear_act_fwd(x, w, b, activation, keep_p, out, dropout)
         p = _linear(x, w, b)  # its own relu would turn NaN into 0
         y = p if not keep_p else torch.empty_like(p) if out is None else out[0]
         ACTIVATIONS[activation].forward(p, y)
-        return y, p if keep_p else None
+        return drop(y, dropout), p if keep_p else None
 
     def linear_dgrad_act(
-        self, dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None
+        self,
+        dp: Tensor,
+        w: Tensor,
+        saved: Tensor | None,
+        activation: str,
+        out: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         if not _takes(dp, w):
-            return super().linear_dgrad_act(dp, w, saved, activation, out)
-        dx = _linear(dp, w.t(), None)
-        if saved is not None:
-            ACTIVATIONS[activation].backward(dx, saved, dx)
-        return dx
+            return super().linear_dgrad_act(dp, w, saved, activation, out, dropout)
+        return through_activation(_linear(dp, w.t(), None), saved, activation, dropout)
 
     def linear_wgrad(
         self,
@@ -152,7 +158,12 @@ class OneDNN(Reference):
             return super().linear_act_loss(x, layer, target, criterion, need_dp, out)
         memory, features = out or Out(), criterion.features
         bias = None if b is None else b.contiguous()
-        if ACTIVATIONS[activation].saves is None and criterion.kind == MSE and criterion.counted is None:
+        if (
+            ACTIVATIONS[activation].saves is None
+            and criterion.kind == MSE
+            and criterion.counted is None
+            and criterion.share == 1
+        ):
             _keep_freed_memory()
             pointwise = torch.ops.mkldnn._linear_pointwise
             e = pointwise.binary(first_operand(x), target.contiguous(), w, bias, "sub")
@@ -161,9 +172,10 @@ class OneDNN(Reference):
             loss = _mean_square(e, criterion, memory)
             if need_dp and criterion.row_weight is not None:
                 e.mul_(criterion.row_weight.unsqueeze(1))
-            return loss, e if need_dp else None
+            return penalised(loss, criterion.penalty, len(x)), e if need_dp else None
         p = _linear(x.float(), w.float(), None if bias is None else bias.float())
-        return act_loss(p, activation, target, criterion, need_dp, x.dtype, memory)
+        loss, dp = act_loss(p, activation, target, criterion, need_dp, x.dtype, memory)
+        return penalised(loss, criterion.penalty, len(x)), dp
 
     def stack_score(
         self,

@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from fastae_kernels.elementwise import MSE, LossKind
-from fastae_kernels.noise import Corruption
+from fastae_kernels.noise import Corruption, Dropout
+from fastae_kernels.sampling import Penalty, Sample, Sampled
 
 # (src [R, ...], dst): dst is still to become src.sum(0); `sum_partials` makes many of them in one launch
 Pending = list[tuple[Tensor, Tensor]]
@@ -29,10 +30,14 @@ class Layer(NamedTuple):
 
 
 class Below(NamedTuple):
-    """The layer under another one: its activation, and what that f' is written from (its y, its p, or nothing)."""
+    """The layer under another one: its activation, what that f' is written from (its y, its p, or nothing), and the
+    dropout of its outputs: a y that is saved is what that has left. Or a code that was sampled, which
+    `linear_dgrad_sample` takes."""
 
     saved: Tensor | None
     activation: str
+    dropout: Dropout | None = None
+    sampled: Sampled | None = None
 
 
 class Criterion(NamedTuple):
@@ -41,6 +46,8 @@ class Criterion(NamedTuple):
     row_weight: [M] or None, a factor of each row's loss; a mean still divides by the number of values.
     features: the columns of y that count where rows of memory are longer; the others have no error.
     counted: [] int64 on the device, the rows that count: the others have no error, and a mean divides by these.
+    share: below 1, values whose target is NaN do not count, and a mean divides by this share of the values.
+    penalty: what the reduced loss is raised by.
     """
 
     kind: LossKind = MSE
@@ -48,6 +55,8 @@ class Criterion(NamedTuple):
     row_weight: Tensor | None = None
     features: int | None = None
     counted: Tensor | None = None
+    share: float = 1.0
+    penalty: Penalty | None = None
 
 
 class Out(NamedTuple):
@@ -69,8 +78,10 @@ class Ops(Protocol):
         activation: str,
         keep_p: bool = False,
         out: tuple[Tensor, Tensor | None] | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """y = f(x wT + b) [M, N], and p = x wT + b [M, N] if it is to be kept; `out` is for (y, p)."""
+        """y = f(x wT + b) [M, N] or what `dropout` leaves of it, and p = x wT + b [M, N] if it is to be kept; `out` is
+        for (y, p)."""
         ...
 
     def act_bwd(
@@ -80,9 +91,26 @@ class Ops(Protocol):
         ...
 
     def linear_dgrad_act(
-        self, dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None
+        self,
+        dp: Tensor,
+        w: Tensor,
+        saved: Tensor | None,
+        activation: str,
+        out: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
-        """dx = (dp w) * f'(...) [M, K]: the gradient handed to the layer below, through that layer's activation."""
+        """dx = (dp w) * f'(...) [M, K]: the gradient handed to the layer below, through its dropout and activation."""
+        ...
+
+    def linear_sample(
+        self, x: Tensor, layer: Layer, sample: Sample, out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """A variational code: z [M, Z], p = [mu | log sigma^2] = x wT + b [M, 2 Z], and partial sums over the rows of
+        r KL, [R] or, of each latent, [R, Z]. `out` is for (z, p) and may have longer rows, which are 0 there."""
+        ...
+
+    def linear_dgrad_sample(self, dp: Tensor, w: Tensor, sampled: Sampled, out: Tensor | None = None) -> Tensor:
+        """The gradient by p [M, 2 Z] of a code whose z is what dp [M, N] and w [N, Z] belong to, and of its KL."""
         ...
 
     def linear_wgrad(

@@ -10,11 +10,12 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastae_kernels import noise
+from fastae_kernels import noise, sampling
 from fastae_kernels.elementwise import ACTIVATIONS, MSE, LossKind, accumulator
+from fastae_kernels.noise import Corruption, Dropout
 from fastae_kernels.operands import first_operand, rows_apart
-from fastae_kernels.noise import Corruption
 from fastae_kernels.ops import Below, Criterion, Layer, Ops, Out, Pending
+from fastae_kernels.sampling import Sample, Sampled
 
 # What `rows_apart` does to the operands of a product
 Prepare = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
@@ -31,12 +32,13 @@ class Reference:
         activation: str,
         keep_p: bool = False,
         out: tuple[Tensor, Tensor | None] | None = None,
+        dropout: Dropout | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         y_out, p_out = (None, None) if out is None else out
         p = _linear(x, w, b, p_out if keep_p else y_out)
         y = p if not keep_p else torch.empty_like(p) if y_out is None else y_out
         ACTIVATIONS[activation].forward(p, y)
-        return y, p if keep_p else None
+        return noise.drop(y, dropout), p if keep_p else None
 
     def act_bwd(
         self, dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = False
@@ -46,13 +48,27 @@ class Reference:
         return dp, dp.sum(0) if need_db else None  # ATen accumulates half precision in fp32
 
     def linear_dgrad_act(
-        self, dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None
+        self,
+        dp: Tensor,
+        w: Tensor,
+        saved: Tensor | None,
+        activation: str,
+        out: Tensor | None = None,
+        dropout: Dropout | None = None,
     ) -> Tensor:
         dp = first_operand(dp)
         dx = torch.mm(dp, w) if out is None else torch.mm(dp, w, out=out)
-        if saved is not None:
-            ACTIVATIONS[activation].backward(dx, saved, dx)
-        return dx
+        return through_activation(dx, saved, activation, dropout)
+
+    def linear_sample(
+        self, x: Tensor, layer: Layer, sample: Sample, out: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        p, _ = self.linear_act_fwd(x, layer.w, layer.b, "identity", False, None if out is None else (out[1], None))
+        z = x.new_empty(len(x), sample.width) if out is None else out[0]
+        return z, p, sampling.sample(p, sample, z)
+
+    def linear_dgrad_sample(self, dp: Tensor, w: Tensor, sampled: Sampled, out: Tensor | None = None) -> Tensor:
+        return sampling.sample_bwd(self.linear_dgrad_act(dp, w, None, "identity"), sampled, out)
 
     def linear_wgrad(
         self,
@@ -118,7 +134,8 @@ class Reference:
         alone = ACTIVATIONS[activation].saves is None  # nothing but dp comes out of p
         p_out = memory.scratch if wide != x.dtype else memory.dp if alone else None
         p = _linear(x.to(wide), w.to(wide), None if b is None else b.to(wide), p_out)
-        return act_loss(p, activation, target, criterion, need_dp, x.dtype, memory)
+        loss, dp = act_loss(p, activation, target, criterion, need_dp, x.dtype, memory)
+        return sampling.penalised(loss, criterion.penalty, len(x)), dp
 
     def decoder_loss(
         self,
@@ -131,7 +148,7 @@ class Reference:
     ) -> tuple[Tensor, Tensor, Tensor]:
         loss, dp = self.linear_act_loss(x, layer, target, criterion, need_dp=True)
         assert dp is not None
-        dx = self.linear_dgrad_act(dp, layer.w, below.saved, below.activation)
+        dx = self.linear_dgrad_act(dp, layer.w, below.saved, below.activation, None, below.dropout)
         if criterion.counted is not None:
             dx[int(criterion.counted) :] = 0
         return loss, dp, dx
@@ -206,6 +223,18 @@ class Reference:
         return True
 
 
+def through_activation(dx: Tensor, saved: Tensor | None, activation: str, dropout: Dropout | None) -> Tensor:
+    """dx, the gradient by a layer's outputs, written over by that by its p."""
+    noise.drop(dx, dropout)
+    if saved is None:
+        return dx
+    f = ACTIVATIONS[activation]
+    if dropout is not None and f.saves == "y":  # what was dropped has no gradient any more
+        saved = torch.mul(saved, 1 - dropout.share, out=torch.empty_like(saved))
+    f.backward(dx, saved, dx)
+    return dx
+
+
 def act_loss(
     p: Tensor, activation: str, target: Tensor, criterion: Criterion, need_dp: bool, dtype: torch.dtype, out: Out
 ) -> tuple[Tensor, Tensor | None]:
@@ -233,8 +262,10 @@ def act_loss(
 def evaluated(y: Tensor, target: Tensor, criterion: Criterion, gradient: Tensor, out: Tensor | None = None) -> Tensor:
     """The reduced loss of y [M, N], in `out` if it is a scalar; dL/dy in units of the loss's factor, without row
     weights, into `gradient`, which may be y."""
-    kind, reduction, row_weight, features, counted = criterion
+    kind, reduction, row_weight, features, counted, share, _ = criterion
     rows, columns = y.shape
+    if share < 1:
+        return _of_counted_values(y, target, criterion, gradient)
     per_row = reduction == "none" or row_weight is not None
     if features is None and counted is None:
         total = kind.row.evaluate(y, target, kind.setting, per_row, gradient, None if per_row else out)
@@ -252,6 +283,20 @@ def evaluated(y: Tensor, target: Tensor, criterion: Criterion, gradient: Tensor,
     return reduced(total, rows, columns, criterion, out)
 
 
+def _of_counted_values(y: Tensor, target: Tensor, criterion: Criterion, gradient: Tensor) -> Tensor:
+    """`evaluated` where targets are NaN that do not count: of the other values alone, brought together."""
+    kind, reduction, row_weight, features, counted, *_ = criterion
+    rows = len(y) if counted is None else min(int(counted), len(y))
+    columns = y.shape[1] if features is None else min(features, y.shape[1])
+    places = (~target[:rows, :columns].isnan()).nonzero(as_tuple=True)
+    values, inside = y[places].unsqueeze(1), y.new_empty(len(places[0]), 1)
+    terms = kind.row.evaluate(values, target[places].unsqueeze(1), kind.setting, True, inside, None)
+    gradient.zero_()[places] = inside.squeeze(1)
+    of_rows = y.new_zeros(len(y)).index_add_(0, places[0], terms)
+    total = of_rows if reduction == "none" or row_weight is not None else of_rows.sum()
+    return reduced(total, rows, columns, criterion)
+
+
 def _inside(t: Tensor, *sizes: int) -> Tensor:
     """t, 0 from these sizes on."""
     inside = tuple(map(slice, sizes))
@@ -263,13 +308,16 @@ def _inside(t: Tensor, *sizes: int) -> Tensor:
 def reduced(total: Tensor, rows: int, columns: int, criterion: Criterion, out: Tensor | None = None) -> Tensor:
     """The loss from its sum [] or sums of rows [M], over that many rows and columns that count."""
     kind, reduction, row_weight, *_ = criterion
+    width: float = kind.width(columns)
+    if criterion.share < 1:
+        width *= criterion.share
     if row_weight is not None:
         total = total.mul_(row_weight)
     if reduction == "none":
-        return total.div_(kind.width(columns))
+        return total.div_(width)
     if row_weight is not None:
         total = torch.sum(total, 0, out=out)
-    return _mean(total, rows * kind.width(columns) if reduction == "mean" else 1)
+    return _mean(total, rows * width if reduction == "mean" else 1)
 
 
 def _placed(result: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
@@ -277,7 +325,7 @@ def _placed(result: Tensor, dtype: torch.dtype, out: Tensor | None) -> Tensor:
     return result.to(dtype) if out is None else out if out is result else out.copy_(result)
 
 
-def _mean(total: Tensor, n: int) -> Tensor:
+def _mean(total: Tensor, n: float) -> Tensor:
     return total.div_(n) if n else total.fill_(float("nan"))  # the mean of nothing is NaN, as in torch
 
 

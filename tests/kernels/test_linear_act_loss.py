@@ -63,7 +63,10 @@ def by_the_book(
     x: Tensor, layer: Layer, target: Tensor, criterion: Criterion, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Loss and dp in `dtype`, from closed forms and autograd: all that counts, taken out by masks."""
-    (x, (w, b, activation), target), (kind, reduction, row_weight, features, counted) = (x, layer, target), criterion
+    (x, (w, b, activation), target), (kind, reduction, row_weight, features, counted, *_) = (
+        (x, layer, target),
+        criterion,
+    )
     M, N = target.shape
     rows, columns = M if counted is None else int(counted), N if features is None else features
     counts = torch.zeros(M, N, dtype=torch.bool)

@@ -11,20 +11,24 @@ from torch import Tensor
 
 from fastae_kernels.jit import launch, tiles
 from fastae_kernels.jit.activations import PAIRS
+from fastae_kernels.jit.random import dropout_tile, dropping, kept_of, state_of
 from fastae_kernels.jit.sums import sum_partials, sum_rows
 from fastae_kernels.jit.tile_ops import dot_tile, narrow, offsets, tile_of, workspace
+from fastae_kernels.noise import Dropout
 from fastae_kernels.ops import Pending
+from fastae_kernels.reference import through_activation
 from fastae_kernels.splits import split_rows as split_rows_of
 
 
 @triton.jit
 def _linear_act_fwd_kernel(
-    x_ptr, w_ptr, b_ptr, y_ptr, p_ptr, M, N, K,
+    x_ptr, w_ptr, b_ptr, y_ptr, p_ptr, state_ptr, M, N, K,
     stride_xm, stride_xk, stride_wn, stride_wk, stride_bn,
-    ACTIVATION: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, STREAM: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_R: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """p = x wT + b; y = f(p). y and p are contiguous [M, N]; p is stored if p_ptr is given."""
+    """p = x wT + b; y = f(p), or what DROPOUT leaves of it if state_ptr is given. y and p are contiguous [M, N]; p is
+    stored if p_ptr is given."""
     pid_m, pid_n = tile_of(tl.program_id(0), M, N, BLOCK_I, BLOCK_J, GROUP)
     offs_m, mask_m = offsets(pid_m, M, BLOCK_I)
     offs_n, mask_n = offsets(pid_n, N, BLOCK_J)
@@ -38,7 +42,10 @@ def _linear_act_fwd_kernel(
     mask = mask_m[:, None] & mask_n[None, :]
     if p_ptr is not None:
         tl.store(p_ptr + offs, narrow(p, p_ptr.dtype.element_ty), mask=mask)
-    tl.store(y_ptr + offs, narrow(ACTIVATION(p), y_ptr.dtype.element_ty), mask=mask)
+    y = ACTIVATION(p)
+    if state_ptr is not None:
+        y *= dropout_tile(state_ptr, offs_m, pid_n, BLOCK_J, DROPOUT, STREAM, ACC)
+    tl.store(y_ptr + offs, narrow(y, y_ptr.dtype.element_ty), mask=mask)
 
 
 @triton.jit
@@ -65,12 +72,14 @@ def _act_bwd_kernel(
 
 @triton.jit
 def _linear_dgrad_act_kernel(
-    dp_ptr, w_ptr, saved_ptr, dx_ptr, M, N, K,
+    dp_ptr, w_ptr, saved_ptr, dx_ptr, state_ptr, M, N, K,
     stride_pm, stride_pn, stride_wn, stride_wk, stride_sm, stride_sk,
-    ACTIVATION: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    ACTIVATION: tl.constexpr, DROPOUT: tl.constexpr, STREAM: tl.constexpr, KEPT: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_R: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
-    """dx = (dp w) * f'(...) of the layer below, contiguous [M, K]."""
+    """dx = (dp w) * f'(...) of the layer below, contiguous [M, K]; through its DROPOUT first if state_ptr is given.
+    What f' is written from is KEPT times what was saved."""
     pid_m, pid_k = tile_of(tl.program_id(0), M, K, BLOCK_I, BLOCK_J, GROUP)
     offs_m, mask_m = offsets(pid_m, M, BLOCK_I)
     offs_k, mask_k = offsets(pid_k, K, BLOCK_J)
@@ -79,9 +88,14 @@ def _linear_dgrad_act_kernel(
         stride_pm, stride_pn, stride_wn, stride_wk, BLOCK_R, ACC, PRECISION,
     )  # fmt: skip
     mask = mask_m[:, None] & mask_k[None, :]
+    if state_ptr is not None:
+        dx *= dropout_tile(state_ptr, offs_m, pid_k, BLOCK_J, DROPOUT, STREAM, ACC)
     if saved_ptr is not None:
         saved = tl.load(saved_ptr + offs_m[:, None] * stride_sm + offs_k[None, :] * stride_sk, mask=mask, other=0.0)
-        dx = ACTIVATION(dx, saved.to(ACC))
+        saved = saved.to(ACC)
+        if KEPT != 1:
+            saved *= KEPT
+        dx = ACTIVATION(dx, saved)
     tl.store(dx_ptr + offs_m[:, None] * K + offs_k[None, :], narrow(dx, dx_ptr.dtype.element_ty), mask=mask)
 
 
@@ -133,6 +147,7 @@ def linear_act_fwd(
     activation: str,
     keep_p: bool = False,
     out: tuple[Tensor, Tensor | None] | None = None,
+    dropout: Dropout | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     (M, K), N = x.shape, w.shape[0]
     y_out, p_out = (None, None) if out is None else out
@@ -141,8 +156,9 @@ def linear_act_fwd(
     tile = tiles.choose(M, N, K, x, w)
     launch.launch(
         _linear_act_fwd_kernel, triton.cdiv(M, tile.rows) * triton.cdiv(N, tile.cols), x,
-        x, w, b, y, p, M, N, K, *x.stride(), *w.stride(), 0 if b is None else b.stride(0),
-        ACTIVATION=PAIRS[activation][0], ACC=launch.accumulator(x.dtype), PRECISION=launch.dot_precision(x.dtype),
+        x, w, b, y, p, state_of(dropout), M, N, K, *x.stride(), *w.stride(), 0 if b is None else b.stride(0),
+        ACTIVATION=PAIRS[activation][0], **dropping(dropout),
+        ACC=launch.accumulator(x.dtype), PRECISION=launch.dot_precision(x.dtype),
         **tile.meta(),
     )  # fmt: skip
     return y, p
@@ -163,14 +179,24 @@ def act_bwd(dy: Tensor, saved: Tensor | None, activation: str, need_db: bool = F
     return dp, None if partials is None else sum_rows(partials, dy.new_empty(N))
 
 
-def linear_dgrad_act(dp: Tensor, w: Tensor, saved: Tensor | None, activation: str, out: Tensor | None = None) -> Tensor:
+def linear_dgrad_act(
+    dp: Tensor,
+    w: Tensor,
+    saved: Tensor | None,
+    activation: str,
+    out: Tensor | None = None,
+    dropout: Dropout | None = None,
+) -> Tensor:
     (M, N), K = dp.shape, w.shape[1]
+    if dropout is not None and dropout.key.drawn:  # by a twin, not counted out
+        return through_activation(linear_dgrad_act(dp, w, None, "identity", out), saved, activation, dropout)
     dx = launch.output(dp, (M, K), out)
     tile = tiles.choose(M, K, N, dp, w, table=tiles.DGRAD_TILES)
     launch.launch(
         _linear_dgrad_act_kernel, triton.cdiv(M, tile.rows) * triton.cdiv(K, tile.cols), dp,
-        dp, w, saved, dx, M, N, K, *dp.stride(), *w.stride(), *_strides(saved),
-        ACTIVATION=PAIRS[activation][1], ACC=launch.accumulator(dp.dtype), PRECISION=launch.dot_precision(dp.dtype),
+        dp, w, saved, dx, state_of(dropout), M, N, K, *dp.stride(), *w.stride(), *_strides(saved),
+        ACTIVATION=PAIRS[activation][1], **dropping(dropout), KEPT=kept_of(dropout, activation),
+        ACC=launch.accumulator(dp.dtype), PRECISION=launch.dot_precision(dp.dtype),
         **tile.meta(),
     )  # fmt: skip
     return dx

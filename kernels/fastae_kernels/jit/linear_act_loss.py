@@ -14,6 +14,7 @@ from fastae_kernels.elementwise import ACTIVATIONS
 from fastae_kernels.jit import launch, tiles
 from fastae_kernels.jit.activations import PAIRS
 from fastae_kernels.jit.losses import LOSS_PAIRS
+from fastae_kernels.jit.random import dropout_tile, dropping, kept_of, state_of
 from fastae_kernels.jit.sums import sum_rows
 from fastae_kernels.jit.tile_ops import dot_tile, narrow, offsets, operand, plus_bias, row_sum, tile_of, workspace
 from fastae_kernels.ops import Below, Criterion, Layer, Out, Pending
@@ -30,37 +31,60 @@ def _counted_rows(mask_m, offs_m, counted_ptr):
 @triton.jit
 def _output_tile(
     p, target_ptr, offs_m, offs_n, mask, features, stride_tm, stride_tn,
-    FORWARD: tl.constexpr, ACC: tl.constexpr,
+    FORWARD: tl.constexpr, ACC: tl.constexpr, SHARE: tl.constexpr,
 ):  # fmt: skip
     """y = f(p), which has not been rounded, the target, and which of them count: columns below `features`, where that
-    is given."""
+    is given; if a SHARE of them does, those whose target is a number."""
     t = tl.load(target_ptr + offs_m[:, None] * stride_tm + offs_n[None, :] * stride_tn, mask=mask, other=0.0)
     counts = mask if features is None else mask & (offs_n < features)[None, :]
+    if SHARE < 1:
+        counts &= t == t
     return FORWARD(p), t.to(ACC), counts
 
 
 @triton.jit
-def _denominator_of(denominator, counted_ptr, MEAN: tl.constexpr, ACC: tl.constexpr):
+def _denominator_of(denominator, counted_ptr, MEAN: tl.constexpr, SHARE: tl.constexpr, ACC: tl.constexpr):
     """Divisor of the sum; of a mean with rows counted in memory, `denominator` is that of one of them."""
     n = tl.cast(denominator, ACC)
     if MEAN and counted_ptr is not None:
         n = n * tl.load(counted_ptr).to(ACC)
+    if SHARE < 1:
+        n = n * tl.full((), SHARE, ACC)
     return n
 
 
 @triton.jit
-def _store_sum(ptr, rows):
-    """The sum of [M], as a column: for sm_100, Triton 3.7 cannot compile the sum of a vector that comes from tl.dot."""
-    tl.store(ptr + tl.arange(0, 1), tl.sum(rows[:, None], axis=0))
+def _penalty(penalty_ptr, factor_ptr, parts, ROWS, BLOCK_PENALTY: tl.constexpr, ACC: tl.constexpr):
+    """factor sum penalty[0 .. parts) / ROWS, in a fixed order, as [1]."""
+    total = tl.zeros((BLOCK_PENALTY,), dtype=ACC)
+    for first in range(0, parts, BLOCK_PENALTY):
+        offs = first + tl.arange(0, BLOCK_PENALTY)
+        total += tl.load(penalty_ptr + offs, mask=offs < parts, other=0.0).to(ACC)
+    more = tl.sum(total[:, None], axis=0) / tl.cast(ROWS, ACC)
+    if factor_ptr is not None:
+        more *= tl.load(factor_ptr).to(ACC)
+    return more
+
+
+@triton.jit
+def _store_sum(ptr, rows, penalty_ptr, factor_ptr, parts, ROWS, BLOCK_PENALTY: tl.constexpr, ACC: tl.constexpr):
+    """The sum of [M], as a column: for sm_100, Triton 3.7 cannot compile the sum of a vector that comes from tl.dot.
+    The first program's has the penalty in it, if there is one."""
+    total = tl.sum(rows[:, None], axis=0)
+    if penalty_ptr is not None:
+        more = _penalty(penalty_ptr, factor_ptr, tl.where(tl.program_id(0) == 0, parts, 0), ROWS, BLOCK_PENALTY, ACC)
+        total += more
+    tl.store(ptr + tl.program_id(0) + tl.arange(0, 1), total)
 
 
 @triton.jit
 def _linear_act_loss_kernel(
-    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, counted_ptr, loss_ptr, dp_ptr, M, N, K, features, denominator,
+    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, counted_ptr, penalty_ptr, factor_ptr, loss_ptr, dp_ptr,
+    M, N, K, features, denominator, parts,
     stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, stride_tm, stride_tn, stride_rm,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, FROM_P: tl.constexpr,
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, SETTING: tl.constexpr, PER_ROW: tl.constexpr, MEAN: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    SHARE: tl.constexpr, BLOCK_PENALTY: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_R: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """loss = sum row_weight VALUE(y, target) / denominator of one tile: [tiles], or PER_ROW [column tiles, M].
@@ -77,9 +101,10 @@ def _linear_act_loss_kernel(
     if b_ptr is not None:
         p += tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC)[None, :]
     y, t, counts = _output_tile(
-        p, target_ptr, offs_m, offs_n, read_m[:, None] & mask_n[None, :], features, stride_tm, stride_tn, FORWARD, ACC
+        p, target_ptr, offs_m, offs_n, read_m[:, None] & mask_n[None, :], features, stride_tm, stride_tn, FORWARD,
+        ACC, SHARE,
     )  # fmt: skip
-    loss = row_sum(VALUE(y, t, SETTING), counts) / _denominator_of(denominator, counted_ptr, MEAN, ACC)
+    loss = row_sum(VALUE(y, t, SETTING), counts) / _denominator_of(denominator, counted_ptr, MEAN, SHARE, ACC)
     dy = tl.where(counts, GRADIENT(y, t, SETTING), 0.0)
     if row_weight_ptr is not None:
         row_weight = tl.load(row_weight_ptr + offs_m * stride_rm, mask=read_m, other=0.0).to(ACC)
@@ -88,7 +113,7 @@ def _linear_act_loss_kernel(
     if PER_ROW:
         tl.store(loss_ptr + pid_n.to(tl.int64) * M + offs_m, loss, mask=mask_m)
     else:
-        _store_sum(loss_ptr + tl.program_id(0), loss)
+        _store_sum(loss_ptr, loss, penalty_ptr, factor_ptr, parts, M, BLOCK_PENALTY, ACC)
     if dp_ptr is not None:
         dp = BACKWARD(dy, p if FROM_P else y)
         mask = mask_m[:, None] & mask_n[None, :]
@@ -97,28 +122,34 @@ def _linear_act_loss_kernel(
 
 @triton.jit
 def _store_dx(
-    dx, first_k: tl.constexpr, saved_ptr, dx_ptr, offs_m, read_m, mask_m, K, stride_sm, stride_sk,
-    BELOW: tl.constexpr, ACC: tl.constexpr,
+    dx, first_k: tl.constexpr, saved_ptr, dx_ptr, state_ptr, offs_m, read_m, mask_m, K, stride_sm, stride_sk,
+    BELOW: tl.constexpr, DROPOUT: tl.constexpr, STREAM: tl.constexpr, KEPT: tl.constexpr, ACC: tl.constexpr,
 ):  # fmt: skip
-    """The columns of dx from `first_k` on, through the activation below."""
+    """The columns of dx from `first_k` on, a multiple of their number, through dropout and activation below."""
     BLOCK_K: tl.constexpr = dx.shape[1]
     offs_k = tl.arange(0, BLOCK_K).to(tl.int64) + first_k
     mask_k = (offs_k < K)[None, :]
+    if state_ptr is not None:
+        dx *= dropout_tile(state_ptr, offs_m, first_k // BLOCK_K, BLOCK_K, DROPOUT, STREAM, ACC)
     if saved_ptr is not None:
         saved_ptrs = saved_ptr + offs_m[:, None] * stride_sm + offs_k[None, :] * stride_sk
-        dx = BELOW(dx, tl.load(saved_ptrs, mask=read_m[:, None] & mask_k, other=0.0).to(ACC))
+        saved = tl.load(saved_ptrs, mask=read_m[:, None] & mask_k, other=0.0).to(ACC)
+        if KEPT != 1:
+            saved *= KEPT
+        dx = BELOW(dx, saved)
     dx_ptrs = dx_ptr + offs_m[:, None] * K + offs_k[None, :]
     tl.store(dx_ptrs, narrow(dx, dx_ptr.dtype.element_ty), mask=mask_m[:, None] & mask_k)
 
 
 @triton.jit
 def _decoder_loss_kernel(
-    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, counted_ptr, saved_ptr, loss_ptr, dp_ptr, dx_ptr,
-    M, N, K, features, denominator,
+    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, counted_ptr, penalty_ptr, factor_ptr, saved_ptr, state_ptr,
+    loss_ptr, dp_ptr, dx_ptr, M, N, K, features, denominator, parts,
     stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, stride_tm, stride_tn, stride_rm, stride_sm, stride_sk,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, FROM_P: tl.constexpr, BELOW: tl.constexpr,
+    DROPOUT: tl.constexpr, STREAM: tl.constexpr, KEPT: tl.constexpr,
     VALUE: tl.constexpr, GRADIENT: tl.constexpr, SETTING: tl.constexpr, PER_ROW: tl.constexpr, MEAN: tl.constexpr,
-    ACC: tl.constexpr, PRECISION: tl.constexpr,
+    SHARE: tl.constexpr, BLOCK_PENALTY: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """As above for a block of rows and all N, [row blocks] or PER_ROW [M]; and dx = (dp w) * f'(saved) of the layer
@@ -146,7 +177,7 @@ def _decoder_loss_kernel(
             p = plus_bias(p, tl.load(b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC), mask)
         y, t, counts = _output_tile(
             p, target_ptr, offs_m, offs_n, read_m[:, None] & mask_n[None, :], features, stride_tm, stride_tn,
-            FORWARD, ACC,
+            FORWARD, ACC, SHARE,
         )  # fmt: skip
         loss += row_sum(VALUE(y, t, SETTING), counts)
         dy = tl.where(counts, GRADIENT(y, t, SETTING), 0.0)
@@ -155,18 +186,24 @@ def _decoder_loss_kernel(
         dp = narrow(BACKWARD(dy, p if FROM_P else y), dp_ptr.dtype.element_ty)
         tl.store(dp_ptr + offs_m[:, None] * N + offs_n[None, :], dp, mask=mask)
         dx = tl.dot(operand(dp), w, dx, input_precision=PRECISION, out_dtype=ACC)
-    loss = loss / _denominator_of(denominator, counted_ptr, MEAN, ACC)
+    loss = loss / _denominator_of(denominator, counted_ptr, MEAN, SHARE, ACC)
     if row_weight_ptr is not None:
         loss *= row_weight
     if PER_ROW:
         tl.store(loss_ptr + offs_m, loss, mask=mask_m)
     else:
-        _store_sum(loss_ptr + pid, loss)
+        _store_sum(loss_ptr, loss, penalty_ptr, factor_ptr, parts, M, BLOCK_PENALTY, ACC)
     # In halves: gelu's derivative of all 256 columns at once spilled on sm_90
     HALF: tl.constexpr = BLOCK_K // 2
     left, right = tl.split(tl.permute(tl.reshape(dx, (BLOCK_M, 2, HALF)), (0, 2, 1)))
-    _store_dx(left, 0, saved_ptr, dx_ptr, offs_m, read_m, mask_m, K, stride_sm, stride_sk, BELOW, ACC)
-    _store_dx(right, HALF, saved_ptr, dx_ptr, offs_m, read_m, mask_m, K, stride_sm, stride_sk, BELOW, ACC)
+    _store_dx(
+        left, 0, saved_ptr, dx_ptr, state_ptr, offs_m, read_m, mask_m, K, stride_sm, stride_sk,
+        BELOW, DROPOUT, STREAM, KEPT, ACC,
+    )  # fmt: skip
+    _store_dx(
+        right, HALF, saved_ptr, dx_ptr, state_ptr, offs_m, read_m, mask_m, K, stride_sm, stride_sk,
+        BELOW, DROPOUT, STREAM, KEPT, ACC,
+    )  # fmt: skip
 
 
 def _empty_loss(x: Tensor, M: int, reduction: str) -> Tensor:
@@ -201,6 +238,12 @@ def _summed(loss: Tensor, partials: Tensor, pending: Pending | None) -> Tensor:
     return loss
 
 
+def _penalty_of(criterion: Criterion) -> tuple[Tensor | None, Tensor | None, int]:
+    """Pointers to the parts and their factor, and how many parts."""
+    penalty = criterion.penalty
+    return (None, None, 0) if penalty is None else (penalty.partials, penalty.factor, penalty.partials.numel())
+
+
 def _pairs(layer: Layer, criterion: Criterion) -> dict[str, object]:
     """The activation and the loss as the kernels take them."""
     value, gradient = LOSS_PAIRS[criterion.kind.name]
@@ -209,6 +252,7 @@ def _pairs(layer: Layer, criterion: Criterion) -> dict[str, object]:
         "FORWARD": forward, "BACKWARD": backward, "FROM_P": ACTIVATIONS[layer.activation].saves == "p",
         "VALUE": value, "GRADIENT": gradient, "SETTING": criterion.kind.setting,
         "PER_ROW": criterion.reduction == "none", "MEAN": criterion.reduction == "mean",
+        "SHARE": criterion.share, "BLOCK_PENALTY": tiles.PENALTY_BLOCK,
     }  # fmt: skip
 
 
@@ -230,12 +274,13 @@ def linear_act_loss(
     tile = tiles.choose(M, N, K, x, w, table=tiles.LOSS_TILES)
     tiles_m, tiles_n = triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols)
     per_row = criterion.reduction == "none"
-    parts, shape = (tiles_n, (M,)) if per_row else (tiles_m * tiles_n, ())
-    loss, partials = _loss_and_partials(x, parts, shape, memory.loss)
+    sums, shape = (tiles_n, (M,)) if per_row else (tiles_m * tiles_n, ())
+    loss, partials = _loss_and_partials(x, sums, shape, memory.loss)
+    penalty, factor, parts = _penalty_of(criterion)
     launch.launch(
         _linear_act_loss_kernel, tiles_m * tiles_n, x,
-        x, w, b, target, row_weight, criterion.counted, partials, dp, M, N, K, criterion.features,
-        _denominator(M, N, criterion),
+        x, w, b, target, row_weight, criterion.counted, penalty, factor, partials, dp, M, N, K, criterion.features,
+        _denominator(M, N, criterion), parts,
         *x.stride(), *w.stride(), 0 if b is None else b.stride(0), *target.stride(),
         0 if row_weight is None else row_weight.stride(0),
         **_pairs(layer, criterion), ACC=launch.accumulator(x.dtype), PRECISION=launch.dot_precision(x.dtype),
@@ -254,7 +299,8 @@ def decoder_loss(
 ) -> tuple[Tensor, Tensor, Tensor]:
     w, b, _ = layer
     (M, K), N, row_weight = x.shape, w.shape[0], criterion.row_weight
-    saved, activation_below = below
+    saved, activation_below, dropout, _ = below
+    penalty, factor, parts = _penalty_of(criterion)
     if K > tiles.DECODER_WIDTH:
         raise ValueError(f"decoder_loss: x must have at most {tiles.DECODER_WIDTH} columns; got [{M}, {K}]")
     dp, dx = x.new_empty((M, N)), x.new_empty((M, K))
@@ -266,11 +312,12 @@ def decoder_loss(
     loss, partials = _loss_and_partials(x, 1 if per_row else programs, (M,) if per_row else ())
     launch.launch(
         _decoder_loss_kernel, programs, x,
-        x, w, b, target, row_weight, criterion.counted, saved, partials, dp, dx, M, N, K, criterion.features,
-        _denominator(M, N, criterion),
+        x, w, b, target, row_weight, criterion.counted, penalty, factor, saved, state_of(dropout), partials, dp, dx,
+        M, N, K, criterion.features, _denominator(M, N, criterion), parts,
         *x.stride(), *w.stride(), 0 if b is None else b.stride(0), *target.stride(),
         0 if row_weight is None else row_weight.stride(0), *((0, 0) if saved is None else saved.stride()),
-        BELOW=PAIRS[activation_below][1], **_pairs(layer, criterion),
+        BELOW=PAIRS[activation_below][1], **dropping(dropout), KEPT=kept_of(dropout, activation_below),
+        **_pairs(layer, criterion),
         ACC=launch.accumulator(x.dtype), PRECISION=launch.dot_precision(x.dtype),
         BLOCK_M=tile.rows, BLOCK_N=tile.cols, BLOCK_K=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip

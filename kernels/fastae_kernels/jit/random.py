@@ -9,8 +9,10 @@ from __future__ import annotations
 
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from fastae_kernels.noise import STREAMS
+from fastae_kernels.elementwise import ACTIVATIONS
+from fastae_kernels.noise import STREAMS, Dropout
 
 _STREAMS = tl.constexpr(STREAMS)
 _PI = tl.constexpr(3.141592653589793)
@@ -43,7 +45,7 @@ def _interleaved(a, b, c, d):
 @triton.jit
 def uniform_tile(state_ptr, offs_m, pid_n, BLOCK_N: tl.constexpr, STREAM: tl.constexpr):
     """Uniform numbers in [0, 1) of the columns of tile `pid_n`, as [rows, BLOCK_N]."""
-    a, b, c, d = words(state_ptr, offs_m, pid_n * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4), STREAM)
+    a, b, c, d = words(state_ptr, offs_m, tl.arange(0, BLOCK_N // 4) + pid_n * (BLOCK_N // 4), STREAM)
     return _interleaved(unit(a), unit(b), unit(c), unit(d))
 
 
@@ -78,7 +80,35 @@ def _normals(radius_word, angle_word):
 @triton.jit
 def normal_tile(state_ptr, offs_m, pid_n, BLOCK_N: tl.constexpr, STREAM: tl.constexpr):
     """Standard normal numbers of the columns of tile `pid_n`, as [rows, BLOCK_N] in fp32."""
-    a, b, c, d = words(state_ptr, offs_m, pid_n * (BLOCK_N // 4) + tl.arange(0, BLOCK_N // 4), STREAM)
+    a, b, c, d = words(state_ptr, offs_m, tl.arange(0, BLOCK_N // 4) + pid_n * (BLOCK_N // 4), STREAM)
     n_0, n_1 = _normals(a, b)
     n_2, n_3 = _normals(c, d)
     return _interleaved(n_0, n_1, n_2, n_3)
+
+
+@triton.jit
+def dropout_tile(
+    state_ptr, offs_m, pid_n, BLOCK_N: tl.constexpr, DROPOUT: tl.constexpr, STREAM: tl.constexpr, ACC: tl.constexpr
+):
+    """What the outputs of tile `pid_n` are multiplied with: 0, or 1 / (1 - DROPOUT)."""
+    kept = uniform_tile(state_ptr, offs_m, pid_n, BLOCK_N, STREAM) >= DROPOUT
+    return tl.where(kept, tl.full((), 1.0 / (1.0 - DROPOUT), ACC), tl.full((), 0.0, ACC))
+
+
+# ---------------------------------------------------------------- host side
+
+
+def state_of(dropout: Dropout | None) -> Tensor | None:
+    """The pointer that says that there is a dropout."""
+    return None if dropout is None else dropout.key.state
+
+
+def dropping(dropout: Dropout | None) -> dict[str, object]:
+    """Its share and stream as constants of the kernel."""
+    share, stream = (0.0, 0) if dropout is None else (dropout.share, dropout.key.stream)
+    return {"DROPOUT": share, "STREAM": stream}
+
+
+def kept_of(dropout: Dropout | None, activation: str) -> float:
+    """The factor that makes y of what a dropout has left of it; what it has not left has no gradient any more."""
+    return 1.0 if dropout is None or ACTIVATIONS[activation].saves != "y" else 1 - dropout.share

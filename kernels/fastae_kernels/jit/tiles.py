@@ -143,6 +143,14 @@ STACK_SMALL: dict[str, Tile] = {
     "ieee": Tile(32, 16, 32, 8, 2),
     "double": Tile(16, 16, 16, 8, 1),
 }
+# `linear_sample` and `linear_dgrad_sample`: rows, and steps of the reduction; two accumulators of all latents each.
+SAMPLE_TILES: dict[str, Tile] = {
+    "half": Tile(32, 128, 32, 8, 2),
+    "tf32": Tile(32, 128, 32, 8, 2),
+    "ieee": Tile(32, 128, 16, 8, 2),
+    "double": Tile(16, 128, 16, 8, 1),
+}
+SAMPLE_WIDTH = 128  # the most latents of which a block of rows stays on chip
 STACK_CHUNK = {"half": 128, "tf32": 64, "ieee": 16, "double": 16}  # columns of a hidden layer multiplied at a time
 FILL = 128  # programs: about one for each SM of an A100 or H100
 
@@ -158,6 +166,11 @@ def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
     kind, gpu = product(operands[0].dtype), family()
     tile = DECODER_TILES.get((gpu if aligned(*operands) else "unaligned", kind), DECODER_SMALL[kind])
     return _filling(rows, tile, DECODER_SMALL[kind]).clipped(rows, cols, depth)
+
+
+def choose_sample(rows: int, depth: int, *operands: Tensor) -> Tile:
+    """The tile of `linear_sample` and `linear_dgrad_sample`; all latents are in one."""
+    return SAMPLE_TILES[product(operands[0].dtype)].clipped(rows, SAMPLE_WIDTH, depth)
 
 
 def choose_stack(rows: int, depth: int, x: Tensor) -> Tile:
@@ -176,6 +189,7 @@ def _filling(rows: int, tile: Tile, small: Tile) -> Tile:
 LOSS_BLOCK = 4096  # elements that a program of `loss` reads of each tensor; fixed: it decides the order of the sum
 GATHER_TILE = (16, 128)  # rows and columns of `gather`: 16 values a thread, and four of a counter beside each other
 ACT_BWD_BYTES = 16384  # of a block of `act_bwd`, counted in fp32: 32 values a thread
+PENALTY_BLOCK = 256  # partial sums of a penalty that are added at once
 DECODER_WIDTH = 256  # the widest x of which `decoder_loss` keeps a block of rows on chip
 STACK_WIDTH = 256  # the widest hidden layer whose rows `stack_score` and `stack_encode` keep on chip
 WARP_COLUMNS = 512  # of `sum_partials`: in one warp 16 a thread, stores of 16 bytes in every type
