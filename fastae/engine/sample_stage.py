@@ -37,12 +37,13 @@ class SampleStage:
         shaped = self.part.capacity is not None or self.part.free_bits > 0
         sample = sampling.Sample(self.width, place.key, place.row_weight, shaped)
         if self.w is None:
-            p, kl = x, sampling.sample(x, sample, place.y)
+            saved: tuple[Tensor, ...]
+            p, (kl, saved) = x, sampling.sample(x, sample, place.y)
         else:
             assert place.p is not None
-            _, p, kl = self.ops.linear_sample(x, Layer(self.w, self.b, "identity"), sample, (place.y, place.p))
+            _, p, kl, saved = self.ops.linear_sample(x, Layer(self.w, self.b, "identity"), sample, (place.y, place.p))
         slope, penalty = self._shaped(kl, len(x), place.beta) if shaped else (place.beta, Penalty(kl, place.beta))
-        return Kept(x, place.y, sampled=Sampled(sample, p, slope), penalty=penalty, kl=kl)
+        return Kept(x, place.y, sampled=Sampled(sample, p, slope, saved=saved), penalty=penalty, kl=kl)
 
     def _shaped(self, kl: Tensor, rows: int, beta: Tensor) -> tuple[Tensor, Penalty]:
         """The slope of the objective by KL, [] or [Z], and the penalty, from sums over the rows [R, Z]."""

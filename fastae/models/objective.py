@@ -28,7 +28,7 @@ def objective(model: Any, x: Tensor, target: Tensor, weight: Tensor | None = Non
         if x.requires_grad:
             raise ValueError("loss: x must not require a gradient where it is corrupted; pass it detached")
         rows, counted = _corrupted(noise, x, target)
-        share = noise.q if getattr(noise, "loss_on", "all") == "masked" else 1.0  # type: ignore[union-attr]
+        share = noise.q if getattr(noise, "loss_on", "all") == "masked" else 1.0
     else:
         rows = x
     part, kl = model.bottleneck, None

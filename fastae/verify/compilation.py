@@ -59,7 +59,7 @@ def compiled(model: Model, batch: int, precision: str, target: str) -> Iterator[
     """Each launch of a training step, of scoring and of encoding."""
     kind = VERIFY_PRECISIONS[precision]
     with triton_in(kind), on_target(target, recorder := Recorder()):
-        network = build(model.features, kind)
+        network = build(model.features, kind, parts=model.parts)
         x = torch.empty(batch, model.features[0], dtype=kind.dtype)
         training_step(network, batch)(x)
         trained = len(recorder.launches)

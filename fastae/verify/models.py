@@ -2,25 +2,29 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from fastae.bottlenecks import Variational
 from fastae.engine.train_step import TrainStep
 from fastae.models.dense import DenseAutoencoder
 from fastae.nn import backend as _backend
+from fastae.noise import Mask
 
 
 @dataclass(frozen=True)
 class Model:
-    """A `DenseAutoencoder` of these widths, and the batches it is trained with."""
+    """A `DenseAutoencoder` of these widths and parts, and the batches it is trained with."""
 
     name: str
     features: tuple[int, ...]
     batches: tuple[int, ...]
+    parts: tuple[tuple[str, Any], ...] = ()
 
 
 MODELS = (
@@ -29,6 +33,9 @@ MODELS = (
     Model("wide", (1024, 512, 128), (16384,)),
     Model("genes", (2000, 128, 10), (1024,)),
     Model("odd", (785, 255, 31), (333,)),
+    Model("variational", (784, 256, 32), (256, 8192), (("likelihood", "bernoulli"), ("bottleneck", Variational()))),
+    Model("latents", (304, 256, 128), (4096,), (("likelihood", "poisson"), ("bottleneck", Variational(capacity=2.0)))),
+    Model("denoising", (784, 256, 32), (8192,), (("corrupt", Mask(0.3)), ("dropout", 0.2))),
 )
 
 
@@ -58,8 +65,10 @@ def triton_in(precision: Precision) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def build(features: tuple[int, ...], precision: Precision, activation: str = "relu") -> DenseAutoencoder:
-    return DenseAutoencoder(features, activation=activation, dtype=precision.dtype)
+def build(
+    features: tuple[int, ...], precision: Precision, activation: str = "relu", parts: Sequence[tuple[str, Any]] = ()
+) -> DenseAutoencoder:
+    return DenseAutoencoder(features, activation=activation, dtype=precision.dtype, **dict(parts))
 
 
 def training_step(model: DenseAutoencoder, batch: int) -> TrainStep:

@@ -74,7 +74,7 @@ def training_traffic(
     """The launches of a step, the optimizer's ops, and what it ran on."""
     kind = VERIFY_PRECISIONS[precision]
     torch.manual_seed(0)
-    network = build(model.features, kind)
+    network = build(model.features, kind, parts=model.parts)
     x = torch.randn(batch, model.features[0]).to(kind.dtype)
     executor = Executor(count=True, sample=sample)
     with triton_in(kind), on_target(target, executor):

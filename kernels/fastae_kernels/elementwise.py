@@ -230,10 +230,10 @@ def _gaussian(y: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, o
 
 def _bernoulli(p: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
     """max(p, 0) - t p + log(1 + exp(-|p|)): neither overflows nor cancels."""
-    terms = torch.abs(p, out=torch.empty_like(p)).neg_().exp_().log1p_()
-    linear = torch.clamp_min(p, 0, out=torch.empty_like(p))
-    terms.add_(linear)
-    terms.sub_(torch.mul(p, t, out=linear))
+    size = torch.abs(p, out=torch.empty_like(p))
+    terms = torch.clamp_min(p, 0, out=torch.empty_like(p))
+    terms.addcmul_(p, t, value=-1)
+    terms.sub_(aten.softplus.out(size, -1, out=size))  # log1p(exp(-|p|)) / -1
     total = torch.sum(terms if per_row else terms.view(-1), -1, out=out)
     torch.sigmoid(p, out=gradient).sub_(t)
     return total

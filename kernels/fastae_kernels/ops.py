@@ -104,9 +104,10 @@ class Ops(Protocol):
 
     def linear_sample(
         self, x: Tensor, layer: Layer, sample: Sample, out: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         """A variational code: z [M, Z], p = [mu | log sigma^2] = x wT + b [M, 2 Z], and partial sums over the rows of
-        r KL, [R] or, of each latent, [R, Z]. `out` is for (z, p) and may have longer rows, which are 0 there."""
+        r KL, [R] or, of each latent, [R, Z]. `out` is for (z, p) and may have longer rows, which are 0 there. What an
+        implementation has made on the way, and wants to see again in `Sampled.saved`, comes last."""
         ...
 
     def linear_dgrad_sample(self, dp: Tensor, w: Tensor, sampled: Sampled, out: Tensor | None = None) -> Tensor:

@@ -62,10 +62,10 @@ class Reference:
 
     def linear_sample(
         self, x: Tensor, layer: Layer, sample: Sample, out: tuple[Tensor, Tensor] | None = None
-    ) -> tuple[Tensor, Tensor, Tensor]:
+    ) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
         p, _ = self.linear_act_fwd(x, layer.w, layer.b, "identity", False, None if out is None else (out[1], None))
         z = x.new_empty(len(x), sample.width) if out is None else out[0]
-        return z, p, sampling.sample(p, sample, z)
+        return z, p, *sampling.sample(p, sample, z)
 
     def linear_dgrad_sample(self, dp: Tensor, w: Tensor, sampled: Sampled, out: Tensor | None = None) -> Tensor:
         return sampling.sample_bwd(self.linear_dgrad_act(dp, w, None, "identity"), sampled, out)

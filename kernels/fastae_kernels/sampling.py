@@ -33,12 +33,13 @@ class Sample(NamedTuple):
 
 class Sampled(NamedTuple):
     """What the gradient needs: the sample, its p [M, 2 Z], and what the objective's slope by KL is, in units of the
-    gradient by z: `slope` [] or [Z] over `divisor`."""
+    gradient by z: `slope` [] or [Z] over `divisor`. `saved`, of a twin: what `sample` says."""
 
     sample: Sample
     p: Tensor
     slope: Tensor
     divisor: int = 1
+    saved: tuple[Tensor, ...] = ()
 
 
 class Penalty(NamedTuple):
@@ -48,49 +49,47 @@ class Penalty(NamedTuple):
     factor: Tensor | None = None
 
 
-def sample(p: Tensor, s: Sample, out: Tensor) -> Tensor:
-    """Write z [M, Z] into `out`, which may be wider and is 0 there; the sums over rows of r KL, [1] or [1, Z]."""
+def sample(p: Tensor, s: Sample, out: Tensor) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Write z [M, Z] into `out`, which may be wider and is 0 there. The sums over rows of r KL, [1] or [1, Z], and what
+    the gradient is made of: z - mu and expm1(l), [M, Z]."""
     wide, (M, Z) = accumulator(p), (len(p), s.width)
     mu, log_var = _halves(p, Z, wide)
-    bounded = torch.clamp(log_var, LOWEST, HIGHEST, out=mu.new_empty(M, Z))
-    noise = torch.mul(bounded, 0.5, out=mu.new_empty(M, Z)).exp_()
+    terms = torch.clamp(log_var, LOWEST, HIGHEST, out=mu.new_empty(M, Z))
+    noise = torch.mul(terms, 0.5, out=mu.new_empty(M, Z)).exp_()
     noise.mul_(normals(s.key, M, Z))
-    z = out if out.dtype == wide and out.shape[1] == Z else noise
-    torch.add(mu, noise, out=z)
-    if z is not out:
-        out.zero_()[:, :Z].copy_(z)
-    terms = torch.expm1(bounded, out=mu.new_empty(M, Z))
-    terms.sub_(bounded)
+    if out.dtype == wide and out.shape[1] == Z:
+        torch.add(mu, noise, out=out)
+    else:
+        out.zero_()[:, :Z].copy_(torch.add(mu, noise, out=mu.new_empty(M, Z)))
+    less = torch.expm1(terms, out=mu.new_empty(M, Z))
+    torch.sub(less, terms, out=terms)
     terms.addcmul_(mu, mu)
-    terms.mul_(0.5)
-    if s.row_weight is not None:
-        terms.mul_(s.row_weight.unsqueeze(1))
+    terms.mul_(0.5 if s.row_weight is None else torch.mul(s.row_weight, 0.5, out=mu.new_empty(M)).unsqueeze(1))
     kl = mu.new_empty(1, Z) if s.per_latent else mu.new_empty(1)
-    return torch.sum(terms, 0, keepdim=True, out=kl) if s.per_latent else torch.sum(terms.view(1, -1), 1, out=kl)
+    torch.sum(terms if s.per_latent else terms.view(1, -1), 0 if s.per_latent else 1, keepdim=s.per_latent, out=kl)
+    return kl, (noise, less)
 
 
 def sample_bwd(dz: Tensor, s: Sampled, out: Tensor | None = None) -> Tensor:
-    """The gradient by p [M, 2 Z], in dz's dtype, from that by z [M, Z], and of the divergence."""
+    """The gradient by p [M, 2 Z], in p's dtype, from that by z [M, Z], and of the divergence."""
     wide, (M, Z) = accumulator(dz), (len(dz), s.sample.width)
     mu, log_var = _halves(s.p, Z, wide)
     dz = dz[:, :Z].to(wide)
     result = dz.new_empty(M, 2 * Z, dtype=s.p.dtype) if out is None else out
     if result.shape[1] > 2 * Z:
         result[:, 2 * Z :].zero_()
-    bounded = torch.clamp(log_var, LOWEST, HIGHEST, out=mu.new_empty(M, Z))
+    noise, less = s.saved or sample(s.p, s.sample, dz.new_empty(M, Z))[1]
     by_mu = torch.mul(mu, s.slope, out=mu.new_empty(M, Z))
-    by_log_var = torch.expm1(bounded, out=mu.new_empty(M, Z))
-    by_log_var.mul_(s.slope).mul_(0.5)
+    by_log_var = torch.mul(less, s.slope, out=mu.new_empty(M, Z))
     for t in (by_mu, by_log_var):
         if s.divisor != 1:
             t.mul_(1 / s.divisor)
         if s.sample.row_weight is not None:
             t.mul_(s.sample.row_weight.unsqueeze(1))
-    through = torch.mul(bounded, 0.5, out=mu.new_empty(M, Z)).exp_()
-    through.mul_(normals(s.sample.key, M, Z)).mul_(dz).mul_(0.5)
-    by_log_var.add_(through)
-    by_log_var.mul_(torch.eq(log_var, bounded, out=through))  # 0 where clamped
     by_mu.add_(dz)
+    by_log_var.addcmul_(dz, noise).mul_(0.5)
+    # 0 where clamped, and the gradient where not
+    torch.ops.aten.hardtanh_backward.grad_input(by_log_var, log_var, LOWEST, HIGHEST, grad_input=by_log_var)
     result[:, :Z].copy_(by_mu)
     result[:, Z : 2 * Z].copy_(by_log_var)
     return result

@@ -32,7 +32,7 @@ def test_sample_and_divergence(ops: Ops, dtype: torch.dtype) -> None:
         layer = Layer(w, b if bias else None, "identity")
         r = uniform(M, low=0, high=2, dtype=torch.float32) if weighted else None
         for per_latent in (False, True):
-            z, p, kl = ops.linear_sample(x, layer, Sample(Z, Key(STATE, 1), r, per_latent))
+            z, p, kl, _ = ops.linear_sample(x, layer, Sample(Z, Key(STATE, 1), r, per_latent))
             wide = x.double() @ w.double().T + (b.double() if bias else 0)
             check_all([p], [(x @ w.T + (b if bias else 0))], [wide])
             e = normals(Key(STATE, 1), M, Z).double()
@@ -75,7 +75,7 @@ def test_longer_rows_are_filled_with_0(ops: Ops) -> None:
     layer = Layer(normal(32, K), normal(32), "identity")
     layer.w[2 * Z :], layer.b[2 * Z :] = 0, 0  # type: ignore[index]
     out = torch.full((M, 32), 7.0), torch.full((M, 32), 7.0)
-    z, p, _ = ops.linear_sample(normal(M, K), layer, Sample(Z, Key(STATE, 1)), out)
+    z, p, *_ = ops.linear_sample(normal(M, K), layer, Sample(Z, Key(STATE, 1)), out)
     assert z is out[0]
     assert not z[:, Z:].any()
     assert not p[:, 2 * Z :].any()
@@ -90,7 +90,7 @@ def test_near_the_prior_the_divergence_keeps_its_digits() -> None:
     """exp(l) - 1 - l would be 0 in fp32: l^2 / 2 = 5e-9."""
     p = torch.zeros(1, 2)
     p[0, 1] = 1e-4
-    kl = sample(p, Sample(1, Key(STATE, 0)), torch.empty(1, 1))
+    kl, _ = sample(p, Sample(1, Key(STATE, 0)), torch.empty(1, 1))
     torch.testing.assert_close(kl.double(), torch.tensor([2.5e-9], dtype=torch.float64), rtol=0.05, atol=0)
 
 

@@ -90,7 +90,7 @@ def _linear_sample_kernel(
 
 @triton.jit
 def _linear_dgrad_sample_kernel(
-    dp_ptr, w_ptr, p_ptr, slope_ptr, row_weight_ptr, state_ptr, dx_ptr, M, N, Z, width_p, divisor,
+    dp_ptr, w_ptr, p_ptr, slope_ptr, row_weight_ptr, state_ptr, dx_ptr, M, N, Z, width_w, width_p, divisor,
     stride_pm, stride_pn, stride_wn, stride_wk, stride_qm, stride_qk, stride_sz, stride_rm,
     STREAM: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_R: tl.constexpr,
@@ -101,7 +101,7 @@ def _linear_dgrad_sample_kernel(
     offs_z = tl.arange(0, BLOCK_J).to(tl.int64)
     mask_z = offs_z < Z
     dz, _ = dot_tile(
-        dp_ptr, w_ptr, offs_m, mask_m, offs_z, mask_z, 0, N,
+        dp_ptr, w_ptr, offs_m, mask_m, offs_z, offs_z < width_w, 0, N,
         stride_pm, stride_pn, stride_wn, stride_wk, BLOCK_R, ACC, PRECISION,
     )  # fmt: skip
     mask = mask_m[:, None] & mask_z[None, :]
@@ -129,14 +129,14 @@ def _block(width: int) -> int:
 
 def linear_sample(
     x: Tensor, layer: Layer, sample: Sample, out: tuple[Tensor, Tensor] | None = None
-) -> tuple[Tensor, Tensor, Tensor]:
+) -> tuple[Tensor, Tensor, Tensor, tuple[Tensor, ...]]:
     (w, b, _), (M, K), Z = layer, x.shape, sample.width
     if Z > tiles.SAMPLE_WIDTH:
         raise ValueError(f"linear_sample: a code must have at most {tiles.SAMPLE_WIDTH} latents; got {Z}")
     z, p = (x.new_empty(M, Z), x.new_empty(M, 2 * Z)) if out is None else out
     assert z.is_contiguous()
     assert p.is_contiguous()
-    tile, block = tiles.choose_sample(M, K, x, w), _block(max(Z, z.shape[1], p.shape[1] - 2 * Z))
+    tile = tiles.choose_sample(M, _block(max(Z, z.shape[1], p.shape[1] - 2 * Z)), K, x, w)
     programs = triton.cdiv(M, tile.rows)
     kl = workspace(x, programs, Z) if sample.per_latent else workspace(x, programs)
     launch.launch(
@@ -146,9 +146,9 @@ def linear_sample(
         0 if sample.row_weight is None else sample.row_weight.stride(0),
         STREAM=sample.key.stream, PER_LATENT=sample.per_latent,
         ACC=launch.accumulator(x.dtype), PRECISION=launch.dot_precision(x.dtype),
-        BLOCK_I=tile.rows, BLOCK_J=block, BLOCK_R=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
+        BLOCK_I=tile.rows, BLOCK_J=tile.cols, BLOCK_R=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return z, p, kl
+    return z, p, kl, ()
 
 
 def linear_dgrad_sample(dp: Tensor, w: Tensor, sampled: Sampled, out: Tensor | None = None) -> Tensor:
@@ -158,14 +158,15 @@ def linear_dgrad_sample(dp: Tensor, w: Tensor, sampled: Sampled, out: Tensor | N
     Z = sample.width
     width = 2 * Z if out is None else out.shape[1]
     dx = launch.output(dp, (M, width), out)
-    tile, slope, weight = tiles.choose_sample(M, N, dp, w), sampled.slope, sample.row_weight
+    slope, weight = sampled.slope, sample.row_weight
+    tile = tiles.choose_sample(M, _block(max(Z, width - 2 * Z)), N, dp, w)
     launch.launch(
         _linear_dgrad_sample_kernel, triton.cdiv(M, tile.rows), dp,
-        dp, w, sampled.p, slope, weight, sample.key.state, dx, M, N, Z, width, sampled.divisor,
+        dp, w, sampled.p, slope, weight, sample.key.state, dx, M, N, Z, w.shape[1], width, sampled.divisor,
         *dp.stride(), *w.stride(), *sampled.p.stride(), slope.stride(0) if slope.dim() else 0,
         0 if weight is None else weight.stride(0),
         STREAM=sample.key.stream, ACC=launch.accumulator(dp.dtype), PRECISION=launch.dot_precision(dp.dtype),
-        BLOCK_I=tile.rows, BLOCK_J=_block(max(Z, width - 2 * Z)), BLOCK_R=tile.depth,
+        BLOCK_I=tile.rows, BLOCK_J=tile.cols, BLOCK_R=tile.depth,
         num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
     return dx

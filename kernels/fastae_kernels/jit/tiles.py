@@ -145,9 +145,9 @@ STACK_SMALL: dict[str, Tile] = {
 }
 # `linear_sample` and `linear_dgrad_sample`: rows, and steps of the reduction; two accumulators of all latents each.
 SAMPLE_TILES: dict[str, Tile] = {
-    "half": Tile(32, 128, 32, 8, 2),
+    "half": Tile(32, 128, 64, 8, 2),
     "tf32": Tile(32, 128, 32, 8, 2),
-    "ieee": Tile(32, 128, 16, 8, 2),
+    "ieee": Tile(16, 128, 32, 4, 2),  # with 32 rows sm_100 spilled at 128 latents
     "double": Tile(16, 128, 16, 8, 1),
 }
 SAMPLE_WIDTH = 128  # the most latents of which a block of rows stays on chip
@@ -168,9 +168,12 @@ def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
     return _filling(rows, tile, DECODER_SMALL[kind]).clipped(rows, cols, depth)
 
 
-def choose_sample(rows: int, depth: int, *operands: Tensor) -> Tile:
-    """The tile of `linear_sample` and `linear_dgrad_sample`; all latents are in one."""
-    return SAMPLE_TILES[product(operands[0].dtype)].clipped(rows, SAMPLE_WIDTH, depth)
+def choose_sample(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
+    """The tile of `linear_sample` and `linear_dgrad_sample`, whose `cols` are all latents."""
+    tile = SAMPLE_TILES[product(operands[0].dtype)].clipped(rows, SAMPLE_WIDTH, depth)
+    return replace(
+        tile, cols=cols, warps=tile.warps if cols > 64 else min(tile.warps, 4)
+    )  # stores of 16 bytes a thread
 
 
 def choose_stack(rows: int, depth: int, x: Tensor) -> Tile:
