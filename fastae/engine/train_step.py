@@ -143,7 +143,7 @@ class TrainStep:
                 )
 
     def __call__(self, x: Tensor, rows: Tensor | None = None, target: Tensor | None = None) -> Tensor:
-        """Take one step on x [M, features], or on x[rows], and return its loss: [], fp32 (fp64 for fp64).
+        """Take one step on x [M, features] (or images), or on x[rows], and return its loss: [], fp32 (fp64 for fp64).
 
         Args:
             x: a floating-point tensor on the model's device; one in the step's dtype is gathered in one pass.
@@ -157,6 +157,8 @@ class TrainStep:
         static = self.static
         if not _are_tensors(x, rows):
             _refuse_kind(x, rows)
+        if x.dim() > 2 or (target is not None and target.dim() > 2):
+            x, target = self._as_rows(x, target)
         count = len(x) if rows is None else len(rows)
         if count == 0 and self._mean is not None:
             return self._without_rows()
@@ -227,6 +229,11 @@ class TrainStep:
         self._total.add_(self._mean.loss * self._mean.rows)
         self._rows = self._rows + self._mean.rows
         return self._mean.loss.clone()
+
+    def _as_rows(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What a model of images makes rows of."""
+        to_rows = getattr(self.model, "to_rows", lambda t, _: t)
+        return to_rows(x, "TrainStep: x"), None if target is None else to_rows(target, "TrainStep: target")
 
     def _refuse(self, x: Tensor, count: int) -> None:
         features = self.static.program.in_features

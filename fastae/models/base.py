@@ -85,11 +85,22 @@ class Autoencoder(nn.Module):
         """The loss as the kernels know it."""
         return kind_of(self.likelihood)
 
+    def to_rows(self, x: Rows, name: str) -> Rows:
+        """Reshape x as the layers take it, [..., in_features]; `name` is what an error calls it. Here x itself."""
+        return x
+
+    def from_rows(self, rows: Rows, like: Rows | None = None) -> Rows:
+        """Reshape reconstructions [..., out_features] as `like`, or as data is where that is None. Here themselves."""
+        return rows
+
     # ---------------------------------------------------------------- calls
 
     def forward(self, x: Rows) -> Rows:
         """The reconstruction of x: the same shape."""
-        return self._run(lambda rows: self._mean(self.decoder(self.encoder(rows))), x, self.in_features, "x")
+        rows = self.to_rows(x, self._called("x"))
+        return self.from_rows(
+            self._run(lambda r: self._mean(self.decoder(self.encoder(r))), rows, self.in_features, "x"), x
+        )
 
     def encode(self, x: Rows) -> Rows:
         """The code of x: [..., features[0]] -> [..., features[-1]]."""
@@ -101,11 +112,11 @@ class Autoencoder(nn.Module):
                 return code
             return stack_encode(rows, stack_of(dense[: len(self.encoder)], rows, loss=False))
 
-        return self._run(codes, x, self.in_features, "x")
+        return self._run(codes, self.to_rows(x, self._called("x")), self.in_features, "x")
 
     def decode(self, z: Rows) -> Rows:
         """The reconstruction from a code: [..., features[-1]] -> [..., features[0]]."""
-        return self._run(lambda code: self._mean(self.decoder(code)), z, self.features[-1], "z")
+        return self.from_rows(self._run(lambda code: self._mean(self.decoder(code)), z, self.features[-1], "z"))
 
     def logits(self, x: Tensor) -> Tensor:
         """What `forward` gives before the likelihood's mean function: log-odds for "bernoulli", a log-rate for
@@ -130,6 +141,8 @@ class Autoencoder(nn.Module):
         layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, and under
         `torch.autocast`, `torch.compile` and `torch.func`, the layers are called one by one.
         """
+        target = None if target is None or target is x else self.to_rows(target, self._called("target"))
+        x = self.to_rows(x, self._called("x"))
         target = x if target is None else target
         if dense := self._fused(x, target):
             return stack_loss(x, target, stack_of(dense, x), self.kind)
@@ -151,7 +164,7 @@ class Autoencoder(nn.Module):
             return errors if constants is None else errors + constants(_wide(rows))
 
         with torch.no_grad():
-            return self._run(row_errors, x, self.in_features, "x")
+            return self._run(row_errors, self.to_rows(x, self._called("x")), self.in_features, "x")
 
     def fit(
         self,
@@ -315,8 +328,12 @@ class Autoencoder(nn.Module):
         chain = self._chain()
         return None if isinstance(chain, str) else chain
 
+    def _called(self, argument: str) -> str:
+        """An argument's name in errors."""
+        return f"{type(self).__name__}: {argument}"
+
     def _run(self, function: Callable[[Tensor], Tensor], x: Rows, width: int, name: str) -> Rows:
-        name = f"{type(self).__name__}: {name}"
+        name = self._called(name)
         if isinstance(x, Tensor):
             if x.dim() == 0 or x.shape[-1] != width:
                 raise ValueError(f"{name} must be [..., {width}]; got {list(x.shape)}")

@@ -12,8 +12,7 @@ from torch import nn
 from fastae.likelihoods import MSE, Likelihood, spelled
 from fastae.models.base import Autoencoder
 from fastae.nn.linear_act import LinearAct, check_activation
-from fastae.nn.log_likelihood import LOG_LIKELIHOODS
-from fastae.nn.losses import likelihood_of
+from fastae.nn.losses import likelihood_beside
 from fastae.nn.tied_linear_act import TiedLinearAct
 
 
@@ -72,12 +71,7 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         self.code_activation = check_activation(code_activation, "DenseAutoencoder: code_activation")
         self.output_activation = check_activation(output_activation, "DenseAutoencoder: output_activation")
         self.tied = tied
-        self.likelihood = likelihood_of(likelihood, "DenseAutoencoder: likelihood")
-        if self.likelihood.name in LOG_LIKELIHOODS and output_activation != "identity":
-            raise ValueError(
-                f"DenseAutoencoder: output_activation must be 'identity' beside likelihood {self.likelihood.name!r}, "
-                f"which has a mean function of its own; got {output_activation!r}"
-            )
+        self.likelihood = likelihood_beside(likelihood, output_activation, "DenseAutoencoder")
 
         def stack(widths: list[int], last: str) -> list[LinearAct]:
             names = [activation] * (len(widths) - 2) + [last]

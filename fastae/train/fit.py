@@ -55,6 +55,8 @@ class TrainableModel(Trainable, Protocol):
 
     def logits(self, x: Tensor) -> Tensor: ...
 
+    def to_rows(self, x: Any, name: str) -> Any: ...
+
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -262,6 +264,7 @@ def _check_finite(run: Run, step_losses: list[float], val_loss: float | None, go
 
 
 def _checked_data(x: NDArray[Any] | Tensor, model: TrainableModel, like: Tensor, name: str) -> Tensor:
+    x = model.to_rows(x, name)
     check_rows(x, model.in_features, name)
     if len(x) == 0:
         raise ValueError(f"{name} must have at least one row; got {list(x.shape)}")
