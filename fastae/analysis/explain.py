@@ -35,8 +35,8 @@ def explain(model: Autoencoder, batch_size: int, gpu: str | None = None, precisi
         published bandwidth, and 1 us. None: what runs on the model's own device, without times.
         precision: as in `TrainStep`.
 
-    Raises ValueError for a GPU it does not know, or a model that is all islands beside one, and a batch_size below 1, RuntimeError where the backend that is set
-    cannot run.
+    Raises ValueError for a GPU it does not know, a model that is all islands beside one, and a batch_size below 1;
+    RuntimeError where the backend that is set cannot run.
     """
     if not isinstance(model, Autoencoder):
         raise TypeError(f"explain: model must be an autoencoder of fastae; got {type(model).__name__}")

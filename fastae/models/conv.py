@@ -139,6 +139,12 @@ class ConvAutoencoder(Autoencoder, saved_as="fastae.ConvAutoencoder"):
         """Make images of reconstructions, or the shape of `like`."""
         return rows.reshape((len(rows), *self.image) if like is None else tuple(like.shape))
 
+    def decode(self, z: Rows) -> Rows:
+        """The images from codes: [n, features[-1]] -> [n, channels, height, width]."""
+        if isinstance(z, Tensor) and (z.dim() != 2 or z.shape[1] != self.features[-1]):
+            raise ValueError(f"ConvAutoencoder: z must be [n, {self.features[-1]}]; got {list(z.shape)}")
+        return super().decode(z)
+
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, for `ConvAutoencoder(**config)`; keyword-only ones where not the default."""
         made: dict[str, Any] = {"image": list(self.image), "channels": list(self.channels), "code": self.code}

@@ -207,7 +207,9 @@ def _described(file: Path, description: dict[str, Any]) -> tuple[type[Autoencode
     _require(description, "format", "version")
     name, version = description["format"], description["version"]
     if not isinstance(name, str) or name not in MODELS:
-        raise ValueError(f"load: {file} must have a format that this fastae knows ({', '.join(MODELS)}); got {name!r}")
+        raise ValueError(
+            f"load: {file} must have a format that this fastae knows ({', '.join(sorted(MODELS))}); got {name!r}"
+        )
     if version != VERSION:
         raise ValueError(f"load: {file} must have version {VERSION}; got {version!r}")
     _require(description, "config", "scaler")

@@ -66,11 +66,8 @@ def described(model: Any) -> list[Line]:
         elif isinstance(layer, (nn.Flatten, nn.Unflatten)):
             continue
         else:
-            sizes, flops = (
-                f"{_sizes(before)} -> {_sizes(shape)} {type(layer).__name__}",
-                _multiplied(layer, before, shape),
-            )
-            activation = ""
+            sizes = f"{_sizes(before)} -> {_sizes(shape)} {type(layer).__name__}"
+            flops, activation = _multiplied(layer, before, shape), ""
         found.append(Line(name, sizes, activation, sum(p.numel() for p in layer.parameters()), 2 * flops))
     return found
 

@@ -165,7 +165,7 @@ def test_interrupted_training_saves_the_model_and_exits_with_130(run, pixels, mo
         ("train d.npy --features 16,3 --device cpux", "--device must be one that works here; got 'cpux'"),
         ("train d.npy --features 16,3 --resume", "--resume needs --checkpoint FOLDER"),
         ("train d.npy --features 16,3 --epochs many", "'many' is not a valid integer"),
-        ("train d.npy", "Missing option '--features'"),
+        ("train d.npy", "give --features, or --image with --channels: one of the two"),
         ("train nan.npy --features 16,3", "nan.npy must be finite; got 1 NaN and 1 inf, the first at row 7, column 3"),
         ("train text.csv --features 2,1", "got 'high' at row 3, column 2"),
         ("train empty.csv --features 2,1", "empty"),
