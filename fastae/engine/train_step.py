@@ -20,6 +20,7 @@ from fastae.engine.signature import HOOKS, Signature
 from fastae.engine.static_step import StaticStep
 from fastae.nn.arguments import is_dtensor, seed_number, whole_number
 from fastae.nn.backend import get_backend, use_backend
+from fastae.nn.thin_conv import ThinConv2d
 
 logger = logging.getLogger(__name__)
 
@@ -259,7 +260,7 @@ def _capturable(program: Program) -> bool:
         return False
     islands = [m for stage in program.stages if not isinstance(stage, Dense) for m in stage.module.modules()]
     return all(
-        type(m).__module__.startswith("torch.nn.modules")
+        (type(m).__module__.startswith("torch.nn.modules") or type(m) is ThinConv2d)
         and not any(vars(m)[hooks] for hooks in HOOKS)
         and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in m.parameters(recurse=False))
         for m in islands

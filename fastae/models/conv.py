@@ -15,6 +15,7 @@ from fastae.models.base import Autoencoder, Rows
 from fastae.nn.activation_modules import activation_module, check_activation_module
 from fastae.nn.linear_act import LinearAct, check_activation
 from fastae.nn.losses import likelihood_beside
+from fastae.nn.thin_conv import ThinConv2d
 
 Size = tuple[int, int]
 
@@ -109,7 +110,7 @@ class ConvAutoencoder(Autoencoder, saved_as="fastae.ConvAutoencoder"):
             more = (1 - height % 2, 1 - width % 2)  # 2 n - 1 of n pixels, where that was an odd size, or 2 n
             layers.append(nn.ConvTranspose2d(before, after, 3, stride=2, padding=1, output_padding=more, **made))
             layers.append(activation_module(self.activation))
-        layers.append(nn.Conv2d(mirrored[-1], self.image[0], 3, padding=1, **made))
+        layers.append(ThinConv2d(mirrored[-1], self.image[0], **made))
         if self.output_activation != "identity":
             layers.append(activation_module(self.output_activation))
         return [*layers, nn.Flatten()]

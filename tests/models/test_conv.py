@@ -94,10 +94,6 @@ def small(code: int | None = 5, **options: Any) -> ConvAutoencoder:
     return ConvAutoencoder((1, 9, 7), [4, 3], code, **options)
 
 
-def distance(a: Tensor, b: Tensor) -> float:
-    return float((a - b).norm() / b.norm().clamp(min=1e-30))
-
-
 # ---------------------------------------------------------------- the same numbers as torch.nn
 
 
@@ -114,7 +110,8 @@ def test_loss_and_gradients(image: Any, channels: Any, code: Any, dtype: Any, al
     loss.backward()
     wanted.backward()
     for p, q in zip(ours.parameters(), theirs.ordered(), strict=True):
-        assert distance(p.grad, q.grad) < allowed
+        # the gradient of a single bias is a sum of terms near 1 that may cancel: 0.004 of it were 1.5e-5 off
+        assert float((p.grad - q.grad).norm()) < allowed * max(float(q.grad.norm()), 0.01)
         assert p.grad.stride() == p.stride()
     rows = F.mse_loss(theirs(x), x, reduction="none").flatten(1).mean(1)
     if likelihood == "bernoulli":
