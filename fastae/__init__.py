@@ -14,6 +14,7 @@ if TYPE_CHECKING:
     from fastae.analysis.profile import profile
     from fastae.data.scaling import Scaler
     from fastae.engine.train_step import TrainStep
+    from fastae.models.conv import ConvAutoencoder
     from fastae.models.dense import DenseAutoencoder
     from fastae.models.loading import load
     from fastae.nn.backend import get_backend, set_backend, use_backend
@@ -32,6 +33,7 @@ __version__ = "0.1.0"
 __all__ = [
     "Callback",
     "Checkpoint",
+    "ConvAutoencoder",
     "DenseAutoencoder",
     "EarlyStopping",
     "History",
@@ -59,6 +61,7 @@ _LATER = {
     "fastae.analysis.profile": ("profile",),
     "fastae.data.scaling": ("Scaler",),
     "fastae.engine.train_step": ("TrainStep",),
+    "fastae.models.conv": ("ConvAutoencoder",),
     "fastae.models.dense": ("DenseAutoencoder",),
     "fastae.models.loading": ("load",),
     "fastae.nn.backend": ("get_backend", "set_backend", "use_backend"),

@@ -40,8 +40,8 @@ MAY_IMPORT = {
     },
     "fastae.analysis": {"fastae.models", "fastae.engine", "fastae.data", "fastae.nn", "fastae.text_table"},
     "fastae.verify": {
-        "fastae.analysis", "fastae.models", "fastae.engine", "fastae.data", "fastae.nn", "fastae", "fastae_emulator",
-        "fastae_kernels.jit",
+        "fastae.analysis", "fastae.models", "fastae.engine", "fastae.data", "fastae.nn", "fastae.noise",
+        "fastae.bottlenecks", "fastae", "fastae_emulator", "fastae_kernels.jit",
     },
     "fastae": {
         "fastae.aliases", "fastae.analysis", "fastae.data", "fastae.engine", "fastae.likelihoods", "fastae.models",

@@ -8,14 +8,14 @@ from functools import partial
 
 import torch
 
-from fastae_bench import cost, epochs, inference_variants, op_variants, startup, training_variants
+from fastae_bench import conv_variants, cost, epochs, inference_variants, op_variants, startup, training_variants
 from fastae_bench.clocks import clocks
 from fastae_bench.cost import Cost
 from fastae_bench.rounds import OPTIONAL_VARIANTS, Budget, Times, measure
 from fastae_bench.sizes import BENCH_PRECISIONS, NETWORKS, SIZES, Size
 from fastae_bench.variants import MATMUL_ONLY, TOLERANCE, Variant
 
-LEVELS = ("op", "step", "fit", "score", "encode", "startup")
+LEVELS = ("op", "step", "conv", "fit", "score", "encode", "startup")
 
 
 @dataclass(frozen=True)
@@ -41,9 +41,9 @@ class BenchCase:
 
     def names(self, device: torch.device, budget: Budget) -> list[str]:
         """The variants of this case on the device."""
-        variants = {"op": op_variants, "step": training_variants, "fit": epochs, "startup": startup}.get(
-            self.level, inference_variants
-        )
+        variants = {
+            "op": op_variants, "step": training_variants, "conv": conv_variants, "fit": epochs, "startup": startup,
+        }.get(self.level, inference_variants)  # fmt: skip
         names = variants.CPU_VARIANTS if device.type == "cpu" else variants.CUDA_VARIANTS
         unwanted = {MATMUL_ONLY} if self.what == "mse_loss" else set()
         unwanted |= set() if budget.compile else set(OPTIONAL_VARIANTS)
@@ -66,6 +66,8 @@ class BenchCase:
             return partial(op_variants.variant, problem=op_variants.OpProblem(self.what, *shape))
         if self.level == "step":
             return partial(training_variants.variant, problem=training_variants.TrainingProblem(*shape))
+        if self.level == "conv":
+            return partial(training_variants.variant, problem=conv_variants.ConvProblem(*shape))
         return partial(inference_variants.variant, problem=inference_variants.InferenceProblem(self.level, *shape))
 
     @property
@@ -80,7 +82,7 @@ class BenchCase:
             step = cost.of_step(self.size, self.precision)
             steps = self.rows // self.size.batch
             return Cost(step.flops * steps, step.moved * steps)
-        if self.level == "startup":
+        if self.level in ("conv", "startup"):
             return None
         layers = layers if self.level == "score" else layers[: len(self.size.features) - 1]
         return cost.of_layers(layers, self.size.batch, self.precision)
@@ -103,6 +105,7 @@ def all_cases() -> list[BenchCase]:
     for level, batches in BATCHES.items():
         sizes = [Size(name, NETWORKS[name][0], batch) for name, batch in batches.items()]
         cases += cases_at(sizes, (level,), BENCH_PRECISIONS)
+    cases += [BenchCase("conv", "convolutional step", conv_variants.SIZE, p) for p in BENCH_PRECISIONS]
     mnist = Size("mnist", (784, 256, 128), 256)
     cases += [BenchCase("startup", what, mnist, "float32") for what in startup.PROGRAMS]
     return sorted(cases, key=_order)
@@ -110,13 +113,13 @@ def all_cases() -> list[BenchCase]:
 
 def quick_cases() -> list[BenchCase]:
     """MNIST's network and a tabular step in fp32, MNIST's step in bf16 too: under two minutes."""
-    wanted = {"tabular": (32, 1024), "mnist": (256, 1024, 4096)}
+    wanted = {"tabular": (32, 1024), "mnist": (256, 1024, 4096), "images": (128,)}
     return [
         case
         for case in all_cases()
         if case.size.batch in wanted.get(case.size.network, ())
         and (case.precision == "float32" or (case.level, case.size.batch) == ("step", 256))
-        and (case.size.network == "mnist" or case.level == "step")
+        and (case.size.network != "tabular" or case.level == "step")
     ]
 
 
@@ -135,7 +138,7 @@ def cases_at(sizes: Sequence[Size], levels: Sequence[str], precisions: Sequence[
 
 
 def _order(case: BenchCase) -> tuple[int, int, int, int, int]:
-    whats = (*op_variants.OPS, "training step", *LEVELS, *startup.PROGRAMS)
+    whats = (*op_variants.OPS, "training step", "convolutional step", *LEVELS, *startup.PROGRAMS)
     networks = [*NETWORKS, case.size.network]
     return (
         LEVELS.index(case.level),

@@ -15,7 +15,9 @@ _folder = click.Path(path_type=Path, file_okay=False)
 
 @click.command()
 @click.option("--quick", is_flag=True, help="Two networks, fewer rounds: under two minutes instead of fifteen.")
-@click.option("--only", metavar="PARTS", help="op, step, fit, score, encode, startup, growth, or several with commas.")
+@click.option(
+    "--only", metavar="PARTS", help="op, step, conv, fit, score, encode, startup, growth, or several with commas."
+)
 @click.option("--network", metavar="NAMES", help="tabular, mnist, embeddings, genes, recsys, wide, or several.")
 @click.option("--precision", metavar="NAMES", help="float32, bfloat16 (default: both).")
 @click.option("--features", metavar="WIDTHS", help="A network of your own instead, e.g. 784,256,128.")

@@ -9,7 +9,6 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from fastae.analysis.plain import PlainAutoencoder
 from fastae.train.run import Callback, Run
 from fastae_bench.clocks import wall
 from fastae_bench.rounds import OPTIONAL_VARIANTS, Budget, Times, no_garbage_collection, why_missing
@@ -74,7 +73,7 @@ class _Turns(Callback):
 
 def _epoch(name: str, problem: TrainingProblem) -> Callable[[], float]:
     """One pass over the data, from where the last one left the weights; its mean loss."""
-    model = PlainAutoencoder(problem.model)
+    model = problem.plain(tuned=name != "idiom")
     if name == "idiom":
         step, passes = idiom_step(problem, model), loader(problem, SEED)
 

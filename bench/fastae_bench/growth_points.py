@@ -8,7 +8,6 @@ from typing import NamedTuple
 
 import torch
 
-from fastae.analysis.plain import PlainAutoencoder
 from fastae_bench.sizes import Size
 from fastae_bench.training_variants import TrainingProblem, tuned_step, variant
 from fastae_bench.variants import FASTAE
@@ -72,5 +71,5 @@ def _epoch(name: str, problem: TrainingProblem) -> Callable[[], object]:
     if name == FASTAE:
         model, batch = copy.deepcopy(problem.model), problem.size.batch
         return lambda: model.fit(problem.x, epochs=1, batch_size=batch, validation_split=0.0, progress=False)
-    step, batches = tuned_step(problem, PlainAutoencoder(problem.model), None), problem.batches()
+    step, batches = tuned_step(problem, problem.plain(tuned=True), None), problem.batches()
     return lambda: [step(next(batches)) for _ in range(problem.rows // problem.size.batch)]

@@ -82,7 +82,13 @@ def _name(m: Measured, with_what: bool) -> str:
 
 
 def _title(m: Measured) -> str:
-    titles = {"op": "ops", "fit": "one epoch of fit", "step": "one training step", "startup": "start-up"}
+    titles = {
+        "op": "ops",
+        "conv": "one convolutional step",
+        "fit": "one epoch of fit",
+        "step": "one training step",
+        "startup": "start-up",
+    }
     return titles.get(m.level, m.level)
 
 

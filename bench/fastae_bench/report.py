@@ -11,6 +11,7 @@ from fastae_bench.variants import FASTAE, MATMUL_ONLY
 TITLES = {
     "op": "Ops",
     "step": "Training step",
+    "conv": "Training step of the convolutional autoencoder",
     "fit": "Epochs of `fit`",
     "score": "`score`",
     "encode": "`encode`",

@@ -15,6 +15,7 @@ from torch.utils.data import DataLoader, RandomSampler, TensorDataset
 from fastae.analysis.plain import PlainAutoencoder
 from fastae.analysis.products import products
 from fastae.engine.train_step import TrainStep
+from fastae.models.base import Autoencoder
 from fastae.models.dense import DenseAutoencoder
 from fastae_bench.compiling import compiled
 from fastae_bench.sizes import Size
@@ -39,8 +40,19 @@ class TrainingProblem:
         torch.manual_seed(0)
         self.size, self.precision, self.device = size, precision, device
         self.rows = rows or rows_of_data(size)
-        self.model = DenseAutoencoder(size.features, device=device)
+        self.model = self.model_of(size)
         self.x = torch.rand(self.rows, size.features[0]).to(device)
+
+    def model_of(self, size: Size) -> Autoencoder:
+        return DenseAutoencoder(size.features, device=self.device)
+
+    def plain(self, tuned: bool) -> nn.Module:
+        """The same network, with the same weights, from `torch.nn`."""
+        assert isinstance(self.model, DenseAutoencoder)
+        return PlainAutoencoder(self.model)
+
+    def loss(self, y: Tensor, batch: Tensor) -> Tensor:
+        return F.mse_loss(y, batch)
 
     @property
     def autocast(self) -> torch.autocast:
@@ -97,7 +109,7 @@ def idiom_step(problem: TrainingProblem, model: nn.Module) -> Callable[[Tensor],
     def step(batch: Tensor) -> float:
         batch = batch.to(problem.device)
         with problem.autocast:
-            loss = F.mse_loss(model(batch), batch)
+            loss = problem.loss(model(batch), batch)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -123,7 +135,7 @@ def tuned_step(problem: TrainingProblem, model: nn.Module, mode: str | None) -> 
 
     def loss_of(batch: Tensor) -> Tensor:
         with problem.autocast:
-            return F.mse_loss(model(batch), batch)
+            return problem.loss(model(batch), batch)
 
     compute = compiled(loss_of, mode) if mode else loss_of
 
@@ -138,7 +150,7 @@ def tuned_step(problem: TrainingProblem, model: nn.Module, mode: str | None) -> 
 
 
 def _idiom(problem: TrainingProblem) -> Variant:
-    model = PlainAutoencoder(problem.model)
+    model = problem.plain(tuned=False)
     step = idiom_step(problem, model)
     passes = loader(problem, SEED)
     batches = (batch for _ in repeat(None) for (batch,) in passes)
@@ -146,14 +158,14 @@ def _idiom(problem: TrainingProblem) -> Variant:
 
 
 def _tuned(problem: TrainingProblem, name: str, mode: str | None) -> Variant:
-    model = PlainAutoencoder(problem.model)
+    model = problem.plain(tuned=True)
     step, batches = tuned_step(problem, model, mode), problem.batches()
     return _of_steps(name, model, lambda: step(next(batches)))
 
 
 def _graphed(problem: TrainingProblem) -> Variant:
     """The tuned step captured as a CUDA graph, by PyTorch's documented pattern; batches are copied into its memory."""
-    model = PlainAutoencoder(problem.model)
+    model = problem.plain(tuned=True)
     optimizer = _adam(model, problem.device)
     batches, data = problem.batches(), problem.resident
     static = data[: problem.size.batch].clone()
@@ -162,7 +174,7 @@ def _graphed(problem: TrainingProblem) -> Variant:
     def whole_step() -> Tensor:
         optimizer.zero_grad(set_to_none=True)
         with problem.autocast:
-            loss = F.mse_loss(model(static), static)
+            loss = problem.loss(model(static), static)
         loss.backward()
         optimizer.step()
         return loss.detach()

@@ -35,8 +35,8 @@ def explain(model: Autoencoder, batch_size: int, gpu: str | None = None, precisi
         published bandwidth, and 1 us. None: what runs on the model's own device, without times.
         precision: as in `TrainStep`.
 
-    Raises ValueError for a GPU it does not know and a batch_size below 1, RuntimeError where the backend that is set
-    cannot run.
+    Raises ValueError for a GPU it does not know, a model that is all islands beside one, and a batch_size below 1;
+    RuntimeError where the backend that is set cannot run.
     """
     if not isinstance(model, Autoencoder):
         raise TypeError(f"explain: model must be an autoencoder of fastae; got {type(model).__name__}")
@@ -62,7 +62,11 @@ def explain(model: Autoencoder, batch_size: int, gpu: str | None = None, precisi
             inside, out = stage.widths
             shapes[stage.name] = Shape(rows, inside, out, activation, below, stage.bias is not None, dtype)
         below = activation
-    found, launches = [], dict.fromkeys(SIDES, 0)
+    if gpu is not None and not shapes:
+        raise ValueError(
+            f"explain: gpu must be None for a model that is all islands, whose time is not modelled; got {gpu!r}"
+        )
+    found, launches = list[Row](), dict.fromkeys(SIDES, 0)
     parameters = sum(p.numel() for p in model.parameters() if p.requires_grad)
     width, wide = program.in_features, next(model.parameters()).dtype
     around = [("gather", 2 * rows * width * dtype.itemsize), ("adam", 7 * parameters * wide.itemsize)]

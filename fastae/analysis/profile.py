@@ -35,6 +35,7 @@ from fastae.models.base import Autoencoder
 WARM_UP = 3  # steps before anything is timed
 RANGE = "fastae::"  # how the ranges of a trace begin; those of the schedule, and the step around them
 COPIES = ("copy_", "clone", "contiguous", "_to_copy", "_foreach_copy_")
+OF_MODULES = ("pool", "relu", "clamp_min", "threshold", "elu", "silu", "mish", "sigmoid", "tanh", "softplus")
 # ATen's own ops that only allocate or describe memory
 DISPATCH = (
     "empty", "new_empty", "empty_like", "empty_strided", "view", "t", "transpose", "as_strided", "select", "slice",
@@ -68,14 +69,15 @@ def profile(
     """
     if not isinstance(model, Autoencoder):
         raise TypeError(f"profile: model must be an autoencoder of fastae; got {type(model).__name__}")
-    check_rows(batch, model.in_features, "profile: batch")
+    given: Any = model.to_rows(cast(Any, batch), "profile: batch")
+    check_rows(given, model.in_features, "profile: batch")
     try:
         steps = operator.index(steps)
     except TypeError:
         raise TypeError(f"profile: steps must be a whole number; got {steps!r}") from None
-    if steps < 1 or len(batch) == 0:
-        raise ValueError(f"profile: steps and rows must be at least 1; got {steps} steps of {len(batch)} rows")
-    x = to_tensor(batch, next(model.parameters())).detach()
+    if steps < 1 or len(given) == 0:
+        raise ValueError(f"profile: steps and rows must be at least 1; got {steps} steps of {len(given)} rows")
+    x = to_tensor(given, next(model.parameters())).detach()
     with torch.random.fork_rng([x.device] if x.device.type == "cuda" else []):  # the caller's random state stays
         own = copy.deepcopy(model).train()
         step = TrainStep(own, _adam(own), len(x), precision)
@@ -290,10 +292,14 @@ def _group(event: str, where: str) -> str:
         return "optimizer"
     if name in PRODUCTS:
         return "products"
+    if "convolution" in name:
+        return "convolutions"
     if op_name == "step":
         return "gather" if name in ("index_select", "copy_") else "python"
     if name in COPIES:
         return "copies"
     if op_name in ("linear_wgrad", "act_bwd"):
         return "bias sums"
+    if op_name == "compute" and any(word in name for word in OF_MODULES):
+        return "activations"
     return "loss" if op_name in ("linear_act_loss", "decoder_loss", "compute") else "activations"

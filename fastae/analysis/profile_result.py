@@ -7,7 +7,7 @@ from typing import Any
 
 from fastae.text_table import lines as text_lines
 
-GROUPS = ("products", "activations", "loss", "bias sums", "copies", "optimizer", "gather", "python")
+GROUPS = ("products", "convolutions", "activations", "loss", "bias sums", "copies", "optimizer", "gather", "python")
 
 
 @dataclass(frozen=True)

@@ -79,11 +79,11 @@ def recorded(
 
 
 class _Shaped(nn.Module):
-    """Stands for an island: a result of its shape."""
+    """Stands for an island: a result of its shape, and a parameter, for the only stage has to have one."""
 
-    def __init__(self, width: int) -> None:
+    def __init__(self, width: int, like: Tensor, device: torch.device | str) -> None:
         super().__init__()
-        self.width = width
+        self.width, self.parameter = width, nn.Parameter(torch.empty(0, dtype=like.dtype, device=device))
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :1].expand(len(x), self.width)
@@ -106,7 +106,6 @@ def _without_memory(program: Program, device: torch.device | str) -> Program:
             stages.append(stage._replace(weight=empty(stage.weight), bias=bias))
             continue
         above = program.stages[i + 1] if i + 1 < len(program.stages) else None
-        stages.append(
-            Module(stage.name, _Shaped(above.widths[0] if isinstance(above, Dense) else program.out_features))
-        )
+        width = above.widths[0] if isinstance(above, Dense) else program.out_features
+        stages.append(Module(stage.name, _Shaped(width, program.parameters[0], device)))
     return program._replace(stages=tuple(stages), own_loss=None)

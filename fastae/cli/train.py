@@ -5,6 +5,8 @@ from __future__ import annotations
 import json
 import signal
 import sys
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from types import FrameType
 from typing import Any, NoReturn
@@ -19,26 +21,34 @@ import fastae
 from fastae.cli.options import backend, device, device_named, force, is_npz, key, numbers, read, set_up, source
 from fastae.data.scaling import Scaler
 from fastae.data.writers import check_new_folder, new_folder, write_atomically
+from fastae.models.base import Autoencoder
+from fastae.models.conv import ConvAutoencoder
 from fastae.models.dense import DenseAutoencoder
 from fastae.nn.arguments import seed_number
 from fastae.train.distributed import Ranks, launched, own_device, restarts
-from fastae.train.plots import image_side, plot_reconstructions
+from fastae.train.plots import is_drawable, plot_reconstructions, square_image
 from fastae.train.rows import split_rows
 
 CHECKPOINT = "checkpoint.safetensors"
+_WIDTHS = ("features", "decoder_features", "image", "channels")  # options that are whole numbers with commas
 LARGE = 100.0  # root mean square of data above which scaling is worth a word
 
 
 @click.command()
 @source
 @key
-@click.option("--features", required=True, help="Widths from the input to the code, e.g. 784,256,128.")
+@click.option("--features", help="Widths from the input to the code, e.g. 784,256,128.")
 @click.option("--decoder-features", help="Widths from the code to the output (default: the encoder's mirrored).")
+@click.option(
+    "--image", help="Of convolutions, instead of --features: channels,height,width of DATA's rows, e.g. 1,28,28."
+)
+@click.option("--channels", help="With --image: channels of the maps, a pooling for each, e.g. 32,32.")
+@click.option("--code", type=int, help="With --image: width of a dense code (default: the last map is the code).")
 @click.option("--activation", default="relu", show_default=True)
 @click.option("--code-activation", default="identity", show_default=True)
 @click.option("--output-activation", default="identity", show_default=True)
-@click.option("--likelihood", default="mse", show_default=True,
-              help="mse, mae, huber, gaussian, bernoulli or poisson; options as in huber:delta=2.")  # fmt: skip
+@click.option("--likelihood", help="mse (default), mae, huber, gaussian, bernoulli (default with --image) or poisson; "
+              "options as in huber:delta=2.")  # fmt: skip
 @click.option("--tied", is_flag=True, help="The decoder uses the encoder's weights transposed.")
 @click.option("--scale", default="none", show_default=True, help="none, unit (min-max) or standard, per feature.")
 @click.option("--epochs", default=100, show_default=True)
@@ -59,7 +69,9 @@ LARGE = 100.0  # root mean square of data above which scaling is worth a word
 @force
 @click.option("--quiet", is_flag=True, help="No progress, no table.")
 def train(data: str, key: str | None, out: Path, force: bool, quiet: bool, **options: Any) -> None:
-    """Train an autoencoder on DATA and save it, its loss curve and (for square images) reconstructions.
+    """Train an autoencoder on DATA and save it, its loss curve and (for images) reconstructions.
+
+    A dense one, of --features; or a convolutional one, of --image and --channels.
 
     Ctrl-C, SIGTERM and SIGHUP end training early; what has been trained is saved. Under `torchrun --nproc-per-node N -m
     fastae train ...` each process takes its share of every batch and rank 0 writes; with --checkpoint, a restart of
@@ -74,21 +86,13 @@ def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, opti
     set_up(options["backend"])
     callbacks = _checked(out, force, options, ranks)
     quiet = quiet or ranks.rank > 0
-    widths = numbers(options["features"], "--features")
-    decoder = options["decoder_features"] and numbers(options["decoder_features"], "--decoder-features")
-    x = read(data, key, widths[0])
+    make = _model(options)
+    width = make(device="meta").in_features
+    x = read(data, key, width)
     torch.manual_seed(seed_number("train", options["seed"]))
-    model = DenseAutoencoder(
-        widths,
-        options["activation"],
-        options["code_activation"],
-        options["output_activation"],
-        decoder,
-        options["tied"],
-        likelihood=options["likelihood"],
-    ).to(device_named(own_device(options["device"])))
+    model = make().to(device_named(own_device(options["device"])))
     if options["validation"]:
-        held_out = read(options["validation"], key if is_npz(options["validation"]) else None, widths[0])
+        held_out = read(options["validation"], key if is_npz(options["validation"]) else None, width)
     else:
         generator = torch.Generator().manual_seed(options["seed"])
         rows, held_out_rows = split_rows(len(x), options["validation_split"], generator)
@@ -121,7 +125,28 @@ def _train(data: str, key: str | None, out: Path, force: bool, quiet: bool, opti
         sys.exit(128 + signals.received)
 
 
-def _save(model: DenseAutoencoder, history: fastae.History, out: Path, replace: bool) -> None:
+def _model(options: dict[str, Any]) -> Callable[..., Autoencoder]:
+    """Return what makes the model: its widths are known before the data is read."""
+    given = {name: numbers(options[name], f"--{name.replace('_', '-')}") for name in _WIDTHS if options[name]}
+    names = {name: options[name] for name in ("activation", "code_activation", "output_activation")}
+    if options["likelihood"] is not None:
+        names["likelihood"] = options["likelihood"]
+    if ("features" in given) == ("image" in given):
+        raise click.UsageError("give --features, or --image with --channels: one of the two")
+    of_other = ("channels", "code") if "features" in given else ("decoder_features", "tied")
+    for name in of_other:
+        if options[name]:
+            other, own = ("--image", "--features") if "features" in given else ("--features", "--image")
+            raise click.UsageError(f"--{name.replace('_', '-')} goes with {other}, not with {own}")
+    if "features" in given:
+        return partial(DenseAutoencoder, given["features"], decoder_features=given.get("decoder_features"),
+                       tied=options["tied"], **names)  # fmt: skip
+    if "channels" not in given:
+        raise click.UsageError("--image needs --channels, e.g. 32,32")
+    return partial(ConvAutoencoder, given["image"], given["channels"], options["code"], **names)
+
+
+def _save(model: Autoencoder, history: fastae.History, out: Path, replace: bool) -> None:
     with new_folder(out, replace, "model.safetensors") as folder:
         model.save(folder)
         write_atomically({folder / "history.json": (json.dumps(history.to_dict(), indent=2) + "\n").encode()})
@@ -217,12 +242,13 @@ def _closing(history: fastae.History) -> str:
     return f"{history.epochs} epochs{stopped}: {', '.join(filter(None, [f'loss {history.loss[-1]:.6g}', val_loss]))}"
 
 
-def _draw(model: DenseAutoencoder, history: fastae.History, x: NDArray[Any], out: Path) -> str:
+def _draw(model: Autoencoder, history: fastae.History, x: NDArray[Any], out: Path) -> str:
     """Draw what can be drawn; what to add to the closing line where matplotlib is missing."""
     try:
         history.plot(out / "loss.png")
-        if image_side(x.shape[1]):
-            plot_reconstructions(x[:10], model(x[:10]), out / "reconstructions.png")
+        image = model.image if isinstance(model, ConvAutoencoder) else square_image(x.shape[1])
+        if image is not None and is_drawable(image):
+            plot_reconstructions(x[:10], model(x[:10]), out / "reconstructions.png", image)
     except ImportError as error:
         return f" (no pictures: {error})"
     return ""

@@ -20,6 +20,8 @@ from fastae_kernels.reference import through_activation
 from fastae_kernels.sampling import Penalty, Sampled, penalised, sample_bwd
 from torch import Tensor, nn
 
+from fastae.nn.thin_conv import ThinConv2d
+
 Scale = Tensor | float | None
 Gradients = tuple[Tensor | None, Tensor | None]  # dw, db
 NOTHING_BELOW = Below(None, "identity")
@@ -162,6 +164,11 @@ def weight_gradients(
     return None, db if scale is None else db.mul_(scale)
 
 
+def is_known(module: nn.Module) -> bool:
+    """Whether it is PyTorch's own or ours, and not anybody's, which may do anything."""
+    return type(module).__module__.startswith("torch.nn.") or type(module) is ThinConv2d
+
+
 def _run(call: Callable[[], object]) -> None:
     call()
 
@@ -183,10 +190,7 @@ class ModuleStage:
 
     def __post_init__(self) -> None:
         # PyTorch's own modules say so; of others nothing is known
-        self.in_place = any(
-            getattr(m, "inplace", False) or not type(m).__module__.startswith("torch.nn.")
-            for m in self.module.modules()
-        )
+        self.in_place = any(getattr(m, "inplace", False) or not is_known(m) for m in self.module.modules())
 
     def forward(self, x: Tensor, keep: bool, place: Place) -> Kept:
         assert place.y is not None

@@ -20,6 +20,7 @@ from fastae.engine.signature import HOOKS, Signature
 from fastae.engine.static_step import StaticStep
 from fastae.nn.arguments import is_dtensor, seed_number, whole_number
 from fastae.nn.backend import get_backend, use_backend
+from fastae.nn.thin_conv import ThinConv2d
 
 logger = logging.getLogger(__name__)
 
@@ -156,7 +157,7 @@ class TrainStep:
         sample_weight: Tensor | None = None,
         first_row: int = 0,
     ) -> Tensor:
-        """Take one step on x [M, features], or on x[rows], and return its loss: [], fp32 (fp64 for fp64).
+        """Take one step on x [M, features] (or images), or on x[rows], and return its loss: [], fp32 (fp64 for fp64).
 
         Args:
             x: a floating-point tensor on the model's device; one in the step's dtype is gathered in one pass.
@@ -174,6 +175,8 @@ class TrainStep:
         static = self.static
         if not _are_tensors(x, rows):
             _refuse_kind(x, rows)
+        if x.dim() > 2 or (target is not None and target.dim() > 2):
+            x, target = self._as_rows(x, target)
         count = len(x) if rows is None else len(rows)
         if count == 0 and self._mean is not None:
             return self._without_rows()
@@ -276,6 +279,11 @@ class TrainStep:
         self._rows = self._rows + self._mean.rows
         return self._mean.loss.clone()
 
+    def _as_rows(self, x: Tensor, target: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """What a model of images makes rows of."""
+        to_rows = getattr(self.model, "to_rows", lambda t, _: t)
+        return to_rows(x, "TrainStep: x"), None if target is None else to_rows(target, "TrainStep: target")
+
     def _check_weight(self, weight: object, x: Tensor) -> None:
         if not isinstance(weight, Tensor) or weight.shape != x.shape[:1] or weight.device != x.device:
             got = f"{list(weight.shape)} on {weight.device}" if isinstance(weight, Tensor) else type(weight).__name__
@@ -309,7 +317,7 @@ def _capturable(program: Program) -> bool:
         return False
     islands = [m for stage in program.stages if isinstance(stage, Module) for m in stage.module.modules()]
     return all(
-        type(m).__module__.startswith("torch.nn.modules")
+        (type(m).__module__.startswith("torch.nn.modules") or type(m) is ThinConv2d)
         and not any(vars(m)[hooks] for hooks in HOOKS)
         and not any(p._backward_hooks or p._post_accumulate_grad_hooks for p in m.parameters(recurse=False))
         for m in islands

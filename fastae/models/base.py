@@ -25,7 +25,6 @@ from fastae.models.stages import (
     dense_stage,
     each_hook_once,
     hooked,
-    joined,
     layer_reason,
     rows_of,
     sample_stage,
@@ -102,11 +101,22 @@ class Autoencoder(nn.Module):
         """The loss as the kernels know it."""
         return kind_of(self.likelihood)
 
+    def to_rows(self, x: Rows, name: str) -> Rows:
+        """Reshape x as the layers take it, [..., in_features]; `name` is what an error calls it. Here x itself."""
+        return x
+
+    def from_rows(self, rows: Rows, like: Rows | None = None) -> Rows:
+        """Reshape reconstructions [..., out_features] as `like`, or as data is where that is None. Here themselves."""
+        return rows
+
     # ---------------------------------------------------------------- calls
 
     def forward(self, x: Rows) -> Rows:
         """The reconstruction of x, without noise, by way of the mean of a variational code: the same shape."""
-        return self._run(lambda rows: self._mean(self.decoder(self._code(rows))), x, self.in_features, "x")
+        rows = self.to_rows(x, self._called("x"))
+        return self.from_rows(
+            self._run(lambda r: self._mean(self.decoder(self._code(r))), rows, self.in_features, "x"), x
+        )
 
     def encode(self, x: Rows) -> Rows:
         """The code of x, the mean of a variational one: [..., features[0]] -> [..., features[-1]]."""
@@ -119,7 +129,7 @@ class Autoencoder(nn.Module):
             depth = sum(not isinstance(layer, HiddenDropout) for layer in self.encoder)
             return stack_encode(rows, stack_of(dense[:depth], rows, loss=False))
 
-        return self._run(codes, x, self.in_features, "x")
+        return self._run(codes, self.to_rows(x, self._called("x")), self.in_features, "x")
 
     def _code(self, x: Tensor) -> Tensor:
         code: Tensor = self.encoder(x)
@@ -132,7 +142,7 @@ class Autoencoder(nn.Module):
             with no_dropout():
                 return self._mean(self.decoder(code))
 
-        return self._run(reconstructions, z, self.features[-1], "z")
+        return self.from_rows(self._run(reconstructions, z, self.features[-1], "z"))
 
     def logits(self, x: Tensor) -> Tensor:
         """What `forward` gives before the likelihood's mean function: log-odds for "bernoulli", a log-rate for
@@ -162,6 +172,8 @@ class Autoencoder(nn.Module):
         `torch.autocast`, `torch.compile` and `torch.func`, with weights, noise, dropout or a variational code, the
         layers are called one by one.
         """
+        target = None if target is None or target is x else self.to_rows(target, self._called("target"))
+        x = self.to_rows(x, self._called("x"))
         target = x if target is None else target
         if sample_weight is not None or self.bottleneck is not None or (self.training and self.corrupt is not None):
             return objective(self, x, target, sample_weight)
@@ -191,12 +203,13 @@ class Autoencoder(nn.Module):
             return errors if constants is None else errors + constants(wide(rows))
 
         with torch.no_grad():
-            return self._run(row_errors, x, self.in_features, "x")
+            return self._run(row_errors, self.to_rows(x, self._called("x")), self.in_features, "x")
 
     def sample(self, n: int, *, seed: int = 0) -> Tensor:
-        """n new rows: what the likelihood expects at codes drawn from the standard normal law; [n, features].
+        """n new rows: what the likelihood expects at codes drawn from the standard normal law.
 
-        No gradient. Raises ValueError for a model without a `Variational` bottleneck.
+        [n, features], or images of a model of images; no gradient. Raises ValueError for a model without a
+        `Variational` bottleneck.
         """
         self._require_variational("sample")
         like = next(self.parameters())
@@ -224,7 +237,10 @@ class Autoencoder(nn.Module):
         generator = torch.Generator(like.device).manual_seed(seed_number("elbo", seed))
         with torch.no_grad(), no_dropout():
             return self._run(
-                lambda rows: row_bounds(self, rows, samples, importance, generator), x, self.in_features, "x"
+                lambda rows: row_bounds(self, rows, samples, importance, generator),
+                self.to_rows(x, self._called("x")),
+                self.in_features,
+                "x",
             )
 
     def _require_variational(self, method: str) -> None:
@@ -332,11 +348,12 @@ class Autoencoder(nn.Module):
             return Program((Module("", self),), *widths, everything, reason)  # whose loss knows the divergence
         if reason is not None:
             return whole
-        stages = stages_of(self._layers_in("encoder"))
-        if self.bottleneck is not None:
+        if self.bottleneck is None:
+            stages = stages_of(self.named_layers())
+        else:
+            stages = stages_of(self._layers_in("encoder"))
             stages.append(sample_stage(stages, self.features[-1], self.bottleneck))
-        stages += stages_of(self._layers_in("decoder"))
-        stages = stages if self.bottleneck is not None else joined(stages)
+            stages += stages_of(self._layers_in("decoder"))
         if not any(isinstance(stage, Module) for stage in stages):
             return Program(tuple(stages), *widths, corrupt=noise)
         if each_hook_once(stages):
@@ -411,8 +428,12 @@ class Autoencoder(nn.Module):
         chain = self._chain()
         return None if isinstance(chain, str) else chain
 
+    def _called(self, argument: str) -> str:
+        """An argument's name in errors."""
+        return f"{type(self).__name__}: {argument}"
+
     def _run(self, function: Callable[[Tensor], Tensor], x: Rows, width: int, name: str) -> Rows:
-        name = f"{type(self).__name__}: {name}"
+        name = self._called(name)
         if isinstance(x, Tensor):
             if x.dim() == 0 or x.shape[-1] != width:
                 raise ValueError(f"{name} must be [..., {width}]; got {list(x.shape)}")

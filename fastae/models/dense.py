@@ -10,19 +10,16 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastae.bottlenecks import PARTS as BOTTLENECKS
 from fastae.bottlenecks import Bottleneck
 from fastae.likelihoods import MSE, Likelihood, spelled
 from fastae.models.base import Autoencoder
+from fastae.models.parts import bottleneck_of, corrupt_of, spelled_parts
 from fastae.nn.dropout import HiddenDropout
 from fastae.nn.linear_act import LinearAct, check_activation
-from fastae.nn.log_likelihood import LOG_LIKELIHOODS
-from fastae.nn.losses import likelihood_of
+from fastae.nn.losses import likelihood_beside
 from fastae.nn.tied_linear_act import TiedLinearAct
-from fastae.noise import PARTS as NOISES
 from fastae.noise import Noise
-from fastae.parts import number, part_of
-from fastae.parts import spelled as parts_spelled
+from fastae.parts import number
 
 
 class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
@@ -91,19 +88,11 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         self.code_activation = check_activation(code_activation, "DenseAutoencoder: code_activation")
         self.output_activation = check_activation(output_activation, "DenseAutoencoder: output_activation")
         self.tied = tied
-        self.likelihood = likelihood_of(likelihood, "DenseAutoencoder: likelihood")
-        if self.likelihood.name in LOG_LIKELIHOODS and output_activation != "identity":
-            raise ValueError(
-                f"DenseAutoencoder: output_activation must be 'identity' beside likelihood {self.likelihood.name!r}, "
-                f"which has a mean function of its own; got {output_activation!r}"
-            )
+        self.likelihood = likelihood_beside(likelihood, output_activation, "DenseAutoencoder")
 
         self.dropout = number("DenseAutoencoder", "dropout", dropout, 0, 1, below=True)
         self.corrupt = corrupt_of(corrupt, self.features[0], "DenseAutoencoder: corrupt")
-        self.bottleneck = None
-        if bottleneck is not None:
-            self.bottleneck = part_of(bottleneck, BOTTLENECKS, "DenseAutoencoder: bottleneck", "bottlenecks")
-            check_variational(self.likelihood.name, tied, code_activation, "DenseAutoencoder")
+        self.bottleneck = bottleneck_of(bottleneck, self.likelihood, tied, code_activation, "DenseAutoencoder")
 
         def stack(widths: list[int], last: str) -> list[LinearAct]:
             names = [activation] * (len(widths) - 2) + [last]
@@ -138,8 +127,7 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
             made["likelihood"] = spelled(self.likelihood)
         if self.dropout:
             made["dropout"] = self.dropout
-        parts = {"corrupt": self.corrupt, "bottleneck": self.bottleneck}
-        return made | {name: parts_spelled(part) for name, part in parts.items() if part is not None}
+        return made | spelled_parts(self)
 
 
 def _sequential(layers: Sequence[nn.Module], dropout: float) -> nn.Sequential:
@@ -150,32 +138,6 @@ def _sequential(layers: Sequence[nn.Module], dropout: float) -> nn.Sequential:
         if dropout and i < len(layers) - 1:
             named[f"{i}_dropout"] = HiddenDropout(dropout)
     return nn.Sequential(OrderedDict(named))
-
-
-def corrupt_of(given: str | Noise | None, features: int, what: str) -> Noise | None:
-    """The noise that a part or its spelling stands for, for rows of so many features."""
-    if given is None:
-        return None
-    part: Noise = part_of(given, NOISES, what, "noise")
-    columns = [n for group in getattr(part, "groups", ()) for n in group]
-    if columns and max(columns) >= features:
-        raise ValueError(f"{what}: groups must hold columns below {features}; got {max(columns)}")
-    return part
-
-
-def check_variational(likelihood: str, tied: bool, code_activation: str, owner: str) -> None:
-    """ValueError for what a variational code excludes."""
-    if likelihood not in LOG_LIKELIHOODS:
-        raise ValueError(
-            f"{owner}: likelihood must be one of {', '.join(LOG_LIKELIHOODS)} beside a variational code; got "
-            f"{likelihood!r}, a mean over values: the divergence would weigh by their number ('gaussian' is the sum)"
-        )
-    if tied:
-        raise ValueError(f"{owner}: tied must be False beside a variational code, whose last layer is twice as wide")
-    if code_activation != "identity":
-        raise ValueError(
-            f"{owner}: code_activation must be 'identity' beside a variational code; got {code_activation!r}"
-        )
 
 
 def _widths(features: Sequence[int], name: str) -> list[int]:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from fastae.data.scaling import Scaler
-from fastae.models import dense  # noqa: F401 (its class joins MODELS)
+from fastae.models import conv, dense  # noqa: F401 (their classes join MODELS)
 from fastae.models.base import Autoencoder
 from fastae.models.format import (
     EXPONENTS,
@@ -83,7 +83,8 @@ def _read(file: Path) -> Autoencoder:
             raise _UnreadableError(listed(unlike))
         tensors = {entry.name: _tensor(opened, entry, file) for entry in entries}
     for name, (holder, key) in places.items():
-        holder[key] = nn.Parameter(tensors[name]) if isinstance(holder[key], nn.Parameter) else tensors[name]
+        tensor = _laid_out(tensors[name], holder[key])
+        holder[key] = nn.Parameter(tensor) if isinstance(holder[key], nn.Parameter) else tensor
     if description["scaler"] is not None:
         if fault := zero_scale(tensors["scaler.scale"]):
             raise ValueError(f"load: {file} must hold a scaler that divides by no 0; got {fault}: {_mend(file)}")
@@ -95,6 +96,13 @@ def _read(file: Path) -> Autoencoder:
     model.trained = _trained(description)
     _compare_copy(file, description)
     return model
+
+
+def _laid_out(tensor: Tensor, like: Tensor) -> Tensor:
+    """The tensor with the strides that the constructor gives: a file has none, and channels_last is faster."""
+    if tensor.stride() == like.stride():
+        return tensor
+    return torch.empty_strided(like.shape, like.stride(), dtype=tensor.dtype).copy_(tensor)
 
 
 def _compare_copy(file: Path, description: dict[str, Any]) -> None:
@@ -199,7 +207,9 @@ def _described(file: Path, description: dict[str, Any]) -> tuple[type[Autoencode
     _require(description, "format", "version")
     name, version = description["format"], description["version"]
     if not isinstance(name, str) or name not in MODELS:
-        raise ValueError(f"load: {file} must have a format that this fastae knows ({', '.join(MODELS)}); got {name!r}")
+        raise ValueError(
+            f"load: {file} must have a format that this fastae knows ({', '.join(sorted(MODELS))}); got {name!r}"
+        )
     if version != VERSION:
         raise ValueError(f"load: {file} must have version {VERSION}; got {version!r}")
     _require(description, "config", "scaler")

@@ -79,8 +79,9 @@ def _name_of(kind: type) -> str:
             return name
     base = next((made.__name__ for made in MODELS.values() if issubclass(kind, made)), None)
     returns = "" if base is None else f", which would come back as a {base}"
+    known = ", ".join(sorted(MODELS))
     raise TypeError(
-        f"save: model must be of a class that load makes ({', '.join(MODELS)}); got a {kind.__name__}{returns}: "
+        f"save: model must be of a class that load makes ({known}); got a {kind.__name__}{returns}: "
         "keep its state_dict with torch.save or safetensors, or load that into a plain model and save this"
     )
 

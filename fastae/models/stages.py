@@ -31,18 +31,6 @@ def stages_of(layers: Sequence[tuple[str, nn.Module]]) -> list[Stage]:
     return stages + _island(islands)
 
 
-def joined(stages: list[Stage]) -> list[Stage]:
-    """The stages of encoder and decoder, islands that meet as one."""
-    made = list[Stage]()
-    for stage in stages:
-        before = made[-1] if made else None
-        if isinstance(stage, Module) and isinstance(before, Module):
-            made[-1:] = _island([(before.name, before.module), (stage.name, stage.module)])
-        else:
-            made.append(stage)
-    return made
-
-
 def sample_stage(stages: list[Stage], width: int, part: Bottleneck) -> Sample:
     """The stage of a code that the last of the stages gives, which it takes over if that is a plain layer."""
     last = stages[-1]

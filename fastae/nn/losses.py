@@ -23,6 +23,7 @@ from fastae.nn.arguments import (
     require_tensors,
     special,
 )
+from fastae.nn.log_likelihood import LOG_LIKELIHOODS
 from fastae.nn.recompute import differentiable_gradients
 
 REDUCTIONS = ("mean", "sum", "none")
@@ -51,6 +52,17 @@ def likelihood_of(given: str | Likelihood, argument: str) -> Likelihood:
     if not isinstance(given, tuple(PARTS.values())):
         raise TypeError(f"{argument} must be a name or a part of fastae.likelihoods; got {given!r}")
     return given
+
+
+def likelihood_beside(given: str | Likelihood, output_activation: str, model: str) -> Likelihood:
+    """The part, beside an output activation that it allows: a log-likelihood has a mean function of its own."""
+    part = likelihood_of(given, f"{model}: likelihood")
+    if part.name in LOG_LIKELIHOODS and output_activation != "identity":
+        raise ValueError(
+            f"{model}: output_activation must be 'identity' beside likelihood {part.name!r}, which has a mean function "
+            f"of its own; got {output_activation!r}"
+        )
+    return part
 
 
 def kind_of(likelihood: Likelihood) -> LossKind:

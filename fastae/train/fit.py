@@ -66,6 +66,8 @@ class TrainableModel(Trainable, Protocol):
 
     def logits(self, x: Tensor) -> Tensor: ...
 
+    def to_rows(self, x: Any, name: str) -> Any: ...
+
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
     def state_dict(self) -> dict[str, Any]: ...
@@ -119,13 +121,18 @@ def fit(
             f"fit: precision {precision!r} needs {str(PRECISIONS[precision])[6:]} parameters; got {str(like.dtype)[6:]}"
         )
     widths, loss = (model.in_features, model.out_features), model.kind.name
-    data = checked_rows(x, target, widths, like, "fit: x", loss)
+
+    def rows(x: Any, target: Any, name: str) -> Rows:
+        of = None if target is None else model.to_rows(target, "fit: target")
+        return checked_rows(model.to_rows(x, name), of, widths, like, name, loss)
+
+    data = rows(x, target, "fit: x")
     if sample_weight is not None:
         data = data._replace(weight=checked_weight(sample_weight, len(data.x), like))
     generator = torch.Generator().manual_seed(seed)
     if validation_data is not None:
         held_out = _with_target(validation_data, target is not None)
-        train, validation = data, checked_rows(*held_out, widths, like, "fit: validation_data", loss)
+        train, validation = data, rows(*held_out, "fit: validation_data")
     else:
         train_rows, validation_rows = split_rows(len(data.x), validation_split, generator)
         validation = data.map(lambda t: t[validation_rows.to(t.device)])

@@ -39,23 +39,45 @@ def plot_losses(curves: Mapping[str, Sequence[float]], path: str | os.PathLike[s
     _save(figure, path)
 
 
-def image_side(features: int) -> int | None:
-    """The side of the square image that `features` pixels make, if they make one of at least 4 x 4."""
+def square_image(features: int) -> tuple[int, ...] | None:
+    """(1, side, side) of the square image that `features` pixels make, if they make one of at least 4 x 4."""
     side = math.isqrt(features)
-    return side if side >= 4 and side * side == features else None
+    return (1, side, side) if side >= 4 and side * side == features else None
 
 
-def plot_reconstructions(originals: NDArray[Any], reconstructions: NDArray[Any], path: str | os.PathLike[str]) -> None:
-    """Square images [count, side * side]: originals in the upper row, their reconstructions below, one grey scale."""
-    side, count = image_side(originals.shape[1]), len(originals)
-    if side is None or not count:
-        raise ValueError(f"plot_reconstructions: originals must be [count, side * side]; got {list(originals.shape)}")
-    figure = new_figure(count, 2.3)
+def is_drawable(image: Sequence[int]) -> bool:
+    """Whether (channels, height, width) is an image in grey or in colours."""
+    return image[0] in (1, 3)
+
+
+def plot_reconstructions(
+    originals: NDArray[Any],
+    reconstructions: NDArray[Any],
+    path: str | os.PathLike[str],
+    image: Sequence[int] | None = None,
+) -> None:
+    """Originals [count, pixels] in the upper row, their reconstructions below, on one scale; three channels in colours.
+
+    image: (channels, height, width), square and grey by default.
+    """
+    count = len(originals)
+    image = square_image(originals.shape[1]) if image is None else image
+    if image is None or not count or originals.shape[1] != math.prod(image) or not is_drawable(image):
+        raise ValueError(
+            f"plot_reconstructions: originals must be [count, side * side] or as image {image}, of 1 or 3 channels; "
+            f"got {list(originals.shape)}"
+        )
+    _, height, width = image
+    figure = new_figure(count, 2.3 * min(3.0, max(1.0, height / width)))
     rows = figure.subplots(2, count, squeeze=False)
     low, high = float(np.min(originals)), float(np.max(originals))
     for images, axes, title in zip((originals, reconstructions), rows, ("original", "reconstruction"), strict=True):
-        for image, axis in zip(images, axes, strict=True):
-            axis.imshow(image.reshape(side, side), cmap="gray_r", vmin=low, vmax=high)
+        for pixels, axis in zip(images, axes, strict=True):
+            shaped = np.moveaxis(pixels.reshape(image), 0, -1)
+            if image[0] == 1:
+                axis.imshow(shaped[..., 0], cmap="gray_r", vmin=low, vmax=high)
+            else:
+                axis.imshow(np.clip((shaped - low) / max(high - low, 1e-12), 0, 1))
             axis.set_axis_off()
         axes[0].set_title(title, loc="left", fontsize=9)
     _save(figure, path)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import torch
+from torch import Tensor
 
 from fastae.train.history import History
 
@@ -84,6 +85,10 @@ class Run:
         for own, group in zip(before, self.optimizer.param_groups, strict=True):
             for key, value in own.items():
                 group.setdefault(key, value)  # what a scheduler made for this run has put there
+        for p, values in self.optimizer.state.items():
+            for key, value in values.items():  # a file has no strides, and fused optimizers go by memory
+                if isinstance(value, Tensor) and value.shape == p.shape and value.stride() != p.stride():
+                    values[key] = torch.empty_like(p, dtype=value.dtype).copy_(value)
         self.generator.set_state(state["generator"])
         self.history = History(**state["history"])
         for name, callback in self._named_callbacks():

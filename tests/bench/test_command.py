@@ -284,7 +284,7 @@ def test_compare_measures_the_cases_of_the_old_report(run, monkeypatch) -> None:
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        (["--only", "steps"], "--only must be of op, step, fit, score, encode, startup, growth; got 'steps'"),
+        (["--only", "steps"], "--only must be of op, step, conv, fit, score, encode, startup, growth; got 'steps'"),
         (["--network", "minst"], "did you mean 'mnist'?"),
         (["--precision", "fp32"], "--precision must be of float32, bfloat16; got 'fp32'"),
         (["--features", "784"], "--features must be two or more positive widths"),

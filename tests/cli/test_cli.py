@@ -117,6 +117,30 @@ def test_options_reach_the_model(run, pixels):
     assert fastae.load("other").decoder_features == [3, 5, 16]
 
 
+@pytest.mark.parametrize("code", [(), ("--code", "5")])
+@pytest.mark.parametrize("image", [(1, 8, 6), (3, 4, 4), (2, 6, 4)])
+def test_a_convolutional_autoencoder(run, tmp_path, image, code):
+    x = np.random.default_rng(0).random((40, *image), dtype=np.float32)
+    np.save("x.npy", x)
+    options = ("--image", ",".join(map(str, image)), "--channels", "4,3", "--epochs", "2", "--batch-size", "16", *code)
+    assert run("train", "x.npy", *options, "--quiet")[0] == 0
+    ae, rows = fastae.load("model"), x.reshape(40, -1)
+    assert ae.config() == {"image": list(image), "channels": [4, 3], "code": 5 if code else None}
+    drawn = image[0] != 2  # neither grey nor in colours
+    assert (tmp_path / "model/reconstructions.png").exists() == drawn
+    for name, function in (("encode", ae.encode), ("reconstruct", ae), ("score", ae.score)):
+        assert run(name, "model", "x.npy", "--out", f"{name}.npy")[0] == 0
+        np.testing.assert_array_equal(np.load(f"{name}.npy"), function(rows))
+    _, out, err = run("info", "model")
+    assert "Conv2d" in out
+    assert "likelihood bernoulli" in out
+    assert err == ""
+    assert (
+        run("train", "x.npy", *options, "--likelihood", "mse", "--scale", "standard", "--quiet", "--out", "m")[0] == 0
+    )
+    assert fastae.load("m").likelihood == fastae.likelihoods.MSE()
+
+
 def test_info(run, pixels):
     trained(run, pixels, "--scale", "unit")
     code, out, err = run("info", "model")
@@ -165,7 +189,14 @@ def test_interrupted_training_saves_the_model_and_exits_with_130(run, pixels, mo
         ("train d.npy --features 16,3 --device cpux", "--device must be one that works here; got 'cpux'"),
         ("train d.npy --features 16,3 --resume", "--resume needs --checkpoint FOLDER"),
         ("train d.npy --features 16,3 --epochs many", "'many' is not a valid integer"),
-        ("train d.npy", "Missing option '--features'"),
+        ("train d.npy", "give --features, or --image with --channels: one of the two"),
+        ("train d.npy --features 16,3 --image 1,4,4", "give --features, or --image with --channels: one of the two"),
+        ("train d.npy --features 16,3 --code 2", "--code goes with --image, not with --features"),
+        ("train d.npy --image 1,4,4 --channels 2 --tied", "--tied goes with --features, not with --image"),
+        ("train d.npy --image 1,4,4", "--image needs --channels, e.g. 32,32"),
+        ("train d.npy --image 4,4 --channels 2", "--image must be three positive whole numbers, like (1, 28, 28)"),
+        ("train d.npy --image 1,4,4 --channels 2,2,2", "--channels must be at most 2 for an image of 4 x 4, of which"),
+        ("train d.npy --image 1,4,5 --channels 2", "d.npy must have 20 features, as the model has; got 16"),
         ("train nan.npy --features 16,3", "nan.npy must be finite; got 1 NaN and 1 inf, the first at row 7, column 3"),
         ("train text.csv --features 2,1", "got 'high' at row 3, column 2"),
         ("train empty.csv --features 2,1", "empty"),

@@ -14,6 +14,7 @@ SHORT = {
     "breast_cancer_anomalies": ["--epochs", "100", "--splits", "2"],
     "digits_codes_classifier": ["--epochs", "20", "--draws", "2"],
     "compression_against_error": ["--epochs", "2"],
+    "digits_convolutional": ["--epochs", "1"],
 }
 
 pytestmark = pytest.mark.integrations
@@ -73,3 +74,11 @@ def test_compression_against_error(tmp_path: Path) -> None:
     errors, pca = [row[1] for row in table], [row[2] for row in table]
     assert max(errors) < 0.0669  # the mean digit's
     assert pca == sorted(pca, reverse=True)
+
+
+def test_convolutional_beside_dense_and_pca(tmp_path: Path) -> None:
+    told = run("digits_convolutional", tmp_path)
+    table = {name: lines(told, name)[0] for name in ("convolutional", "dense", "PCA")}
+    assert table["dense"][1] < 0.03  # after its seconds
+    assert table["PCA"][0] < 0.02
+    assert table["convolutional"][1] < 0.0669  # the mean digit's

@@ -63,6 +63,25 @@ def test_tied_weights_and_a_patched_model(tmp_path: Path) -> None:
     check(patched, tmp_path / "patched.onnx")
 
 
+@pytest.mark.parametrize("code", [None, 5])
+def test_convolutions_of_any_number_of_images(code: int | None, tmp_path: Path) -> None:
+    import onnxruntime
+
+    torch.manual_seed(0)
+    model = fastae.ConvAutoencoder((1, 9, 7), [4, 3], code).eval()
+    images = torch.export.Dim("images")
+    program = torch.onnx.export(model, (torch.rand(5, 1, 9, 7),), dynamic_shapes=({0: images},), verbose=False)
+    program.save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert given.shape == ["images", 1, 9, 7]
+    for count in (1, 5, 33):
+        x = torch.rand(count, 1, 9, 7)
+        (y,) = session.run(None, {given.name: x.numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4, atol=1e-5)
+
+
 def test_the_exporter_on_torchscript_is_refused(tmp_path: Path) -> None:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")

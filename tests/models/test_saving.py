@@ -27,7 +27,10 @@ from torch.nn.utils import parametrizations, prune
 import fastae
 from fastae import DenseAutoencoder, LinearAct, Scaler, aliases
 from fastae.models import loading
+from fastae.models.format import MODELS
 from fastae.nn.tied_linear_act import TiedLinearAct
+
+KNOWN = "fastae.ConvAutoencoder, fastae.DenseAutoencoder"
 
 
 def model(seed: int = 0, **options: Any) -> DenseAutoencoder:
@@ -385,8 +388,9 @@ def test_attributes_that_fit_no_constructor_are_refused(tmp_path: Path) -> None:
 def test_another_class_is_refused_with_what_to_do(kind: Any, returns: str, tmp_path: Path) -> None:
     ae = Denoising([12, 8, 3])
     ae.__class__ = kind
+    known = ", ".join(sorted(MODELS))
     text = (
-        f"TypeError: save: model must be of a class that load makes (fastae.DenseAutoencoder); got a {kind.__name__}"
+        f"TypeError: save: model must be of a class that load makes ({known}); got a {kind.__name__}"
         f"{returns}: keep its state_dict with torch.save or safetensors, or load that into a plain model and save this"
     )
     ae.save = lambda path: DenseAutoencoder.save(ae, path)  # type: ignore[method-assign]
@@ -817,7 +821,7 @@ def test_another_format_is_refused_with_those_that_are_known(name: Any, tmp_path
     model().save(tmp_path)
     rewrite(tmp_path, format=name)
     file = tmp_path / "model.safetensors"
-    text = f"load: {file} must have a format that this fastae knows (fastae.DenseAutoencoder); got {name!r}"
+    text = f"load: {file} must have a format that this fastae knows ({KNOWN}); got {name!r}"
     with pytest.raises(ValueError, match=f"^{re.escape(text)}$"):
         fastae.load(tmp_path)
 

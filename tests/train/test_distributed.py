@@ -104,6 +104,21 @@ def test_two_processes_give_the_loss_of_one(options: dict[str, Any], pair: Pair)
     assert_close(first, trained(**options))
 
 
+def conv(_: object) -> dict[str, Any]:
+    torch.manual_seed(0)
+    ae = fastae.ConvAutoencoder((1, 7, 5), [4, 3], 4)
+    x = np.random.default_rng(0).random((70, 1, 7, 5), dtype=np.float32)
+    history = ae.fit(x, epochs=4, batch_size=16, lr=1e-2, progress=False)
+    weights = torch.cat([p.detach().flatten() for p in ae.parameters()]).numpy()
+    return history.to_dict() | {"weights": weights}
+
+
+def test_convolutions_in_channels_last_train_as_in_one_process(pair: Pair) -> None:
+    first, second = pair(conv, None)
+    assert_alike(first, second)
+    assert_close(first, conv(None))
+
+
 def test_bfloat16_trains_and_the_ranks_agree(pair: Pair) -> None:
     first, second = pair(call, {"precision": "bfloat16", "epochs": 30})
     assert_alike(first, second)
