@@ -109,4 +109,5 @@ def _without_memory(program: Program, device: torch.device | str) -> Program:
         stages.append(
             Module(stage.name, _Shaped(above.widths[0] if isinstance(above, Dense) else program.out_features))
         )
-    return program._replace(stages=tuple(stages), own_loss=None)
+    its = program.loss_parameter
+    return program._replace(stages=tuple(stages), own_loss=None, loss_parameter=None if its is None else empty(its))

@@ -39,6 +39,7 @@ class Program(NamedTuple):
 
     parameters: all of the model's, where there are islands: they may use more than they own, a tied weight say.
     own_loss: why the model's own `loss` has to be called instead of the only stage, the model.
+    loss_parameter: what the loss has to be trained: one number for each output column, or one for all.
     """
 
     stages: tuple[Stage, ...]
@@ -47,3 +48,4 @@ class Program(NamedTuple):
     out_features: int
     parameters: tuple[nn.Parameter, ...] = ()
     own_loss: str | None = None
+    loss_parameter: nn.Parameter | None = None

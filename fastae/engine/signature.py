@@ -34,7 +34,8 @@ class Signature:
         modules = list(model.modules())
         self._parameters = list(dict.fromkeys(p for m in modules for p in m._parameters.values() if p is not None))
         dense = [p for s in program.stages if isinstance(s, Dense) for p in (s.weight, s.bias) if p is not None]
-        self._plain = list(dict.fromkeys(dense))
+        its = [] if program.loss_parameter is None else [program.loss_parameter]
+        self._plain = list(dict.fromkeys([*dense, *its]))
         self._tables = [vars(m)[table] for m in modules for table in ("_parameters", "_modules")]
         self._modules = [m for m in modules if m is model or id(m) not in islands]
         self._attributes = list(map(vars, self._modules))

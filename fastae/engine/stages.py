@@ -31,6 +31,7 @@ class Place:
     dp: Tensor | None = None  # the gradient that reaches the stage
     scratch: Tensor | None = None  # of the last stage in half precision on a CPU: fp32 of dp's shape
     loss: Tensor | None = None  # [], of the last stage
+    dparameter: Tensor | None = None  # of the last stage: the gradient by the loss's own parameter
 
 
 @dataclass(eq=False, repr=False)
@@ -104,9 +105,9 @@ class DenseStage:
     ) -> tuple[Tensor, Kept, Tensor, Tensor | None]:  # fmt: skip
         layer = Layer(self.w, self.b, self.activation)
         if below is not None and self.makes_dx():
-            loss, dp, dx = self.ops.decoder_loss(x, layer, target, criterion, below, pending)
+            loss, dp, dx = self.ops.decoder_loss(x, layer, target, criterion, below, place.dparameter, pending)
             return loss, Kept(x, dp), dp, dx
-        out = Out(place.dp, place.loss, place.scratch)
+        out = Out(place.dp, place.loss, place.scratch, place.dparameter)
         loss, gradient = self.ops.linear_act_loss(x, layer, target, criterion, True, out, pending)
         assert gradient is not None
         return loss, Kept(x, gradient), gradient, None
@@ -187,8 +188,10 @@ class ModuleStage:
         pending: Pending | None,
     ) -> tuple[Tensor, Kept, Tensor, Tensor | None]:  # fmt: skip
         kept = self.forward(x, below is not None, place)
-        out = Out(place.dp, place.loss)
-        loss, dy = self.ops.loss(kept.y, target, criterion.kind, criterion.reduction, True, out)
+        out = Out(place.dp, place.loss, None, place.dparameter)
+        loss, dy = self.ops.loss(
+            kept.y, target, criterion.kind, criterion.reduction, True, out, criterion.parameter
+        )  # fmt: skip
         assert dy is not None
         return loss, kept, dy, None
 

@@ -68,7 +68,8 @@ class StaticStep:
         self.stages = self._bound(own)
         self.gradients: Sequence[Tensor | None] = []
         self.hidden_grad = any(any(stage.needs) for stage in self.stages[:-1])
-        self._criterion = Criterion(program.kind, features=program.out_features if self.parameters.padded else None)
+        features = program.out_features if self.parameters.padded else None
+        self._criterion = Criterion(program.kind, features=features, parameter=self.parameters.loss)
         self.repeats = backends == {"torch"} and self.device.type == "cpu" and program.own_loss is None
         self._in_numbers = self.device.type == "cpu" and "triton" not in backends  # the scale is a host number
         self.memory = Memory(self, rows)
@@ -161,6 +162,8 @@ class StaticStep:
         if scale is None and memory.factor is not None:
             state.dp.mul_(memory.factor)
         _, grads = schedule.backward(state, self.stages, memory.places, scale, self._sums)
+        if self.parameters.dloss is not None and memory.factor is not None:
+            self.parameters.dloss.mul_(memory.factor if scale is None else scale)
         dense = [grad for grad, stage in zip(grads, self.stages, strict=True) if isinstance(stage, DenseStage)]
         memory.found[memory.has_target] = self.parameters.collect(dense), state.loss
 
@@ -223,7 +226,7 @@ class Memory:
             if isinstance(stage, DenseStage) and i < last and stage.saves == "p":
                 place.p = rows(width, of.p)
             if i == last:
-                place.loss = like.new_empty((), dtype=wide)
+                place.loss, place.dparameter = like.new_empty((), dtype=wide), step.parameters.dloss
                 if not island and half_on_cpu:
                     place.scratch = rows(width, of.scratch, torch.float32)
             self.places.append(place)

@@ -17,11 +17,11 @@ from fastae.data.scaling import Scaler
 from fastae.engine.autograd import stack_encode, stack_loss, stack_of, stack_score
 from fastae.engine.program import Dense, Module, Program, Stage
 from fastae.engine.signature import HOOKS
-from fastae.likelihoods import MSE, Likelihood
+from fastae.likelihoods import MSE, Likelihood, spelled
 from fastae.models.format import MODELS
 from fastae.nn.arguments import autocast_dtype, refuse_torchscript, supports_kernels
 from fastae.nn.linear_act import LinearAct
-from fastae.nn.log_likelihood import log_likelihood
+from fastae.nn.log_likelihood import log_likelihood, scored
 from fastae.nn.losses import eager_loss, kind_of, mse_loss, row_losses
 from fastae.nn.tied_linear_act import TiedLinearAct
 
@@ -33,6 +33,7 @@ if TYPE_CHECKING:
 
 _asked = threading.local()  # .model: whose `logits` this thread is in; a forward of its own has no argument for it
 Rows = TypeVar("Rows", Tensor, "NDArray[Any]")
+Optional = TypeVar("Optional", Tensor, "Tensor | None")
 
 
 class Autoencoder(nn.Module):
@@ -85,6 +86,33 @@ class Autoencoder(nn.Module):
         """The loss as the kernels know it."""
         return kind_of(self.likelihood)
 
+    @property
+    def loss_parameter(self) -> nn.Parameter | None:
+        """What the likelihood has trained with the model, one of `likelihood_parameters`; None if it has nothing.
+
+        Raises ValueError for a likelihood that was set later and has something that the model was not made with.
+        """
+        trained = self.likelihood.parameter
+        if trained is None:
+            return None
+        held = getattr(self, "likelihood_parameters", None)
+        shape = [self.out_features if trained.per_feature else 1]
+        if held is None or trained.name not in held or list(held[trained.name].shape) != shape:
+            raise ValueError(
+                f"{type(self).__name__}: likelihood must be one that the model was made with, or have nothing to "
+                f"train; got {spelled(self.likelihood)!r}, whose {trained.name} {shape} the model has not"
+            )
+        found: nn.Parameter = held[trained.name]
+        return found
+
+    def make_likelihood_parameters(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        """Register `likelihood_parameters` if the likelihood has something to train: for constructors, at their end."""
+        trained = self.likelihood.parameter
+        if trained is not None:
+            shape, wide = self.out_features if trained.per_feature else 1, dtype or torch.get_default_dtype()
+            start = torch.full((shape,), trained.start, device=device, dtype=torch.promote_types(wide, torch.float32))
+            self.likelihood_parameters = nn.ParameterDict({trained.name: nn.Parameter(start)})
+
     # ---------------------------------------------------------------- calls
 
     def forward(self, x: Rows) -> Rows:
@@ -127,14 +155,15 @@ class Autoencoder(nn.Module):
         huber the mean over values, for a log-likelihood -log p in nats without its constants, the mean over rows.
 
         fp32 (fp64 for fp64). All layers and the loss are one autograd function where x is [rows, features[0]], the
-        layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, and under
-        `torch.autocast`, `torch.compile` and `torch.func`, the layers are called one by one.
+        layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, under
+        `torch.autocast`, `torch.compile` and `torch.func`, and with a likelihood that has parameters, the layers are
+        called one by one. (A `TrainStep` fuses those likelihoods too.)
         """
-        target = x if target is None else target
-        if dense := self._fused(x, target):
+        target, trained = x if target is None else target, self.loss_parameter
+        if trained is None and (dense := self._fused(x, target)):
             return stack_loss(x, target, stack_of(dense, x), self.kind)
         y, t = _wide(self.logits(x)), _wide(target)
-        return mse_loss(y, t) if self.kind.name == "mse" else eager_loss(y, t, self.kind, "mean")
+        return mse_loss(y, t) if self.kind.name == "mse" else eager_loss(y, t, self.kind, "mean", _wide(trained))
 
     def score(self, x: Rows) -> Rows:
         """The loss of each row, [rows, features[0]] -> [rows]: high means unusual; no gradient, bounded memory.
@@ -142,13 +171,15 @@ class Autoencoder(nn.Module):
         Of mse, mae and huber the mean over the features; of a log-likelihood -log p(x) in nats, constants included.
         """
         constants = log_likelihood(self.likelihood.name).constants
+        kind, trained = scored(self.kind), self.loss_parameter
 
         def row_errors(rows: Tensor) -> Tensor:
             if dense := self._fused(rows, None):
-                errors = stack_score(rows, stack_of(dense, rows), self.kind)
+                errors = stack_score(rows, stack_of(dense, rows), kind, _wide(trained))
             else:
-                errors = row_losses(eager_loss(_wide(self.logits(rows)), _wide(rows), self.kind, "none"), self.kind)
-            return errors if constants is None else errors + constants(_wide(rows))
+                values = eager_loss(_wide(self.logits(rows)), _wide(rows), kind, "none", _wide(trained))
+                errors = row_losses(values, kind)
+            return errors if constants is None else errors + constants(_wide(rows), kind.setting)
 
         with torch.no_grad():
             return self._run(row_errors, x, self.in_features, "x")
@@ -234,13 +265,15 @@ class Autoencoder(nn.Module):
     def program(self) -> Program:
         """The stages of a training step: plain layers as they are, runs of other modules as islands of autograd, or the
         whole model as one where its calls are not the sequence of its layers."""
-        widths = self.kind, self.in_features, self.out_features
+        widths, trained = (self.kind, self.in_features, self.out_features), self.loss_parameter
         tied = [m.source for m in self.modules() if isinstance(m, TiedLinearAct)]  # of a layer that was replaced, too
         everything = tuple(dict.fromkeys(p for m in (self, *tied) for p in m.parameters()))
         if type(self).loss is not _OWN["loss"] or "loss" in vars(self):
             return Program((Module("", self),), *widths, everything, f"{type(self).__name__} has a loss of its own")
+        if trained is not None and (trained._backward_hooks or trained._post_accumulate_grad_hooks):
+            return Program((Module("", self),), *widths, everything, "a parameter of its likelihood has a hook")
         itself = self if log_likelihood(self.likelihood.name).mean is None else _Logits(self)
-        whole = Program((Module("", itself),), *widths, everything)
+        whole = Program((Module("", itself),), *widths, everything, None, trained)
         if self._reason_to_call() is not None:
             return whole
         stages = list[Stage]()
@@ -253,8 +286,8 @@ class Autoencoder(nn.Module):
                 islands.append((name, layer))
         stages += _island(islands)
         if all(isinstance(stage, Dense) for stage in stages):
-            return Program(tuple(stages), *widths)
-        return Program(tuple(stages), *widths, everything) if _each_hook_once(stages) else whole
+            return Program(tuple(stages), *widths, (), None, trained)
+        return Program(tuple(stages), *widths, everything, None, trained) if _each_hook_once(stages) else whole
 
     def unsupported_reason(self) -> str | None:
         """Why the layers cannot be fused into one chain (replaced, hooked, reparametrised), or None."""
@@ -404,8 +437,8 @@ def _each_hook_once(stages: Sequence[Stage]) -> bool:
     return True
 
 
-def _wide(t: Tensor) -> Tensor:
-    return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+def _wide(t: Optional) -> Optional:
+    return t.float() if t is not None and t.dtype in (torch.float16, torch.bfloat16) else t
 
 
 def _matches(target: object, x: Tensor, width: int) -> bool:

@@ -29,7 +29,8 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         tied: decoder layers use the encoder's weights transposed (one parameter, a gradient from both uses).
         device, dtype: of the parameters, as in `torch.nn.Linear`.
         likelihood: the loss of the reconstruction: a part of `fastae.likelihoods` or its name, "huber" say. Beside a
-            log-likelihood ("gaussian", "bernoulli", "poisson") the model's output is the mean of the data.
+            log-likelihood ("gaussian", "bernoulli", "poisson", "nb") the model's output is the mean of the data. What
+            "nb" and "gaussian:scale=learned" have to be trained is in `likelihood_parameters`.
 
     Calls take either a tensor [..., features[0]] of the model's dtype, and are then differentiable, or a numpy array
     or memory map [rows, features[0]] of any length, which is worked through in chunks, without gradients, on the
@@ -95,6 +96,7 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
             decoder = list(stack(self.decoder_features, output_activation))
         self.encoder = nn.Sequential(*encoder)
         self.decoder = nn.Sequential(*decoder)
+        self.make_likelihood_parameters(device, dtype)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, for `DenseAutoencoder(**config)`; keyword-only ones where not the default."""

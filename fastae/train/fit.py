@@ -49,6 +49,9 @@ class TrainableModel(Trainable, Protocol):
     @property
     def kind(self) -> LossKind: ...
 
+    @property
+    def loss_parameter(self) -> nn.Parameter | None: ...
+
     def config(self) -> dict[str, Any]: ...
 
     def loss(self, x: Tensor, target: Tensor | None = None) -> Tensor: ...
@@ -212,16 +215,18 @@ def mean_loss(
     try:
         with torch.no_grad(), cast or nullcontext():
             for rows in mine.split(step) if len(mine) else ():
-                loss = model.loss(rows) if own else _eager(model.logits(rows), rows, model.kind)
+                loss = model.loss(rows) if own else _eager(model, rows)
                 total += loss.double() * len(rows)
     finally:
         model.train(mode)
     return (total if ranks is None else ranks.sum(total)).item() / len(x)
 
 
-def _eager(y: Tensor, rows: Tensor, kind: LossKind) -> Tensor:
+def _eager(model: TrainableModel, rows: Tensor) -> Tensor:
+    y, trained = model.logits(rows), model.loss_parameter
     wide = torch.promote_types(y.dtype, torch.float32)
-    return eager_loss(y.to(wide), rows.to(wide), kind, "mean")
+    parameter = None if trained is None else trained.to(wide)
+    return eager_loss(y.to(wide), rows.to(wide), model.kind, "mean", parameter)
 
 
 def split_rows(rows: int, fraction: float, generator: torch.Generator) -> tuple[Tensor, Tensor]:
