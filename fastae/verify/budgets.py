@@ -48,7 +48,7 @@ def resident_warps(target: str, registers: int, shared_bytes: int, warps: int, t
 
 
 # Stores of one number per row, column or block: they have no rows to be wide along.
-VECTORS = frozenset({"db_ptr", "loss_ptr", "score_ptr", "partial_ptr", "ptr"})
+VECTORS = frozenset({"db_ptr", "loss_ptr", "dparameter_ptr", "score_ptr", "partial_ptr", "ptr"})
 
 
 @dataclass(frozen=True)

@@ -21,6 +21,7 @@ class Model:
     name: str
     features: tuple[int, ...]
     batches: tuple[int, ...]
+    likelihood: str = "mse"
 
 
 MODELS = (
@@ -30,6 +31,8 @@ MODELS = (
     Model("genes", (2000, 128, 10), (1024,)),
     Model("odd", (785, 255, 31), (333,)),
 )
+# Compiled and held to the same budgets: the losses with a parameter of their own
+TRAINED = (Model("counts", (2000, 128, 10), (1024,), "nb"),)
 
 
 @dataclass(frozen=True)
@@ -58,8 +61,10 @@ def triton_in(precision: Precision) -> Iterator[None]:
         torch.set_float32_matmul_precision(before)
 
 
-def build(features: tuple[int, ...], precision: Precision, activation: str = "relu") -> DenseAutoencoder:
-    return DenseAutoencoder(features, activation=activation, dtype=precision.dtype)
+def build(
+    features: tuple[int, ...], precision: Precision, activation: str = "relu", likelihood: str = "mse"
+) -> DenseAutoencoder:
+    return DenseAutoencoder(features, activation=activation, dtype=precision.dtype, likelihood=likelihood)
 
 
 def training_step(model: DenseAutoencoder, batch: int) -> TrainStep:

@@ -266,7 +266,7 @@ def linear_act_loss(
     dp = launch.output(x, (M, N), memory.dp) if need_dp else None
     if M * N == 0:
         return _empty_loss(x, M, criterion.reduction, memory.dparameter), dp
-    tile = tiles.choose(M, N, K, x, w, table=tiles.LOSS_TILES)
+    tile = tiles.choose_loss(M, N, K, x, w, trained=criterion.parameter is not None)
     tiles_m, tiles_n = triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols)
     per_row = criterion.reduction == "none"
     parts, shape = (tiles_n, (M,)) if per_row else (tiles_m * tiles_n, ())
@@ -302,7 +302,7 @@ def decoder_loss(
     dp, dx = x.new_empty((M, N)), x.new_empty((M, K))
     if M * N == 0:
         return _empty_loss(x, M, criterion.reduction, dparameter), dp, dx.zero_()
-    tile = tiles.choose_decoder(M, N, K, x, w)
+    tile = tiles.choose_decoder(M, N, K, x, w, trained=criterion.parameter is not None)
     per_row = criterion.reduction == "none"
     programs = triton.cdiv(M, tile.rows)
     loss, partials = _loss_and_partials(x, 1 if per_row else programs, (M,) if per_row else ())

@@ -20,7 +20,7 @@ from fastae_kernels.jit.activations import _log1p_unit, _sigmoid
 from fastae_kernels.jit.negative_binomial import nb_gradient, nb_parameter, nb_value  # noqa: F401 (the tables find them)
 from fastae_kernels.jit.sums import sum_partials, sum_rows
 from fastae_kernels.jit.tile_ops import narrow, offsets, workspace
-from fastae_kernels.jit.tiles import LOSS_BLOCK
+from fastae_kernels.jit.tiles import LOSS_BLOCK, LOSS_BLOCK_TRAINED
 from fastae_kernels.ops import Out
 
 
@@ -202,8 +202,9 @@ def loss(
     if input.is_contiguous() and target.is_contiguous() and shared:
         input, target = input.view(1, values), target.view(1, values)
     M, N = input.shape
-    block_n = min(LOSS_BLOCK if M == 1 else 128, triton.next_power_of_2(N))
-    block_m = min(LOSS_BLOCK // block_n, triton.next_power_of_2(M))
+    block = LOSS_BLOCK if parameter is None else LOSS_BLOCK_TRAINED
+    block_n = min(block if M == 1 else 128, triton.next_power_of_2(N))
+    block_m = min(block // block_n, triton.next_power_of_2(M))
     programs = triton.cdiv(M, block_m) * triton.cdiv(N, block_n)
     partials = workspace(input, programs)
     parts = parameter_partials(input, memory.dparameter, triton.cdiv(M, block_m), programs, N)

@@ -212,7 +212,7 @@ def stack_score(
     score = workspace(x, M)
     if K == 0:
         return score.fill_(float("nan"))
-    tile = tiles.choose_stack(M, K, x)
+    tile = tiles.choose_stack(M, K, x, parameter is not None)
     w, b = weights[-1], biases[-1]
     launch.launch(
         _stack_score_kernel, triton.cdiv(M, tile.rows), x,

@@ -125,6 +125,12 @@ DECODER_SMALL: dict[str, Tile] = {
     "ieee": Tile(32, 16, 256, 4, 2),
     "double": Tile(16, 16, 256, 8, 1),
 }
+# The same for a loss with a parameter, whose terms take more registers.
+DECODER_TRAINED: dict[str, Tile] = {
+    "half": Tile(32, 32, 256, 8, 2),
+    "tf32": Tile(32, 16, 256, 8, 1),
+    "ieee": Tile(32, 16, 256, 8, 1),
+}
 # `stack_score`, in the same way: rows carried, columns of the last layer per step, columns of x per step of the first.
 STACK_TILES: dict[tuple[str, str], Tile] = {
     ("blackwell", "half"): Tile(64, 64, 64, 8, 3),
@@ -143,6 +149,11 @@ STACK_SMALL: dict[str, Tile] = {
     "ieee": Tile(32, 16, 32, 8, 2),
     "double": Tile(16, 16, 16, 8, 1),
 }
+# Where the tile above spills with a loss that has a parameter.
+STACK_TRAINED: dict[tuple[str, str], Tile] = {
+    ("blackwell", "half"): Tile(32, 64, 64, 8, 3),
+    ("ampere", "ieee"): Tile(32, 16, 32, 8, 2),
+}
 STACK_CHUNK = {"half": 128, "tf32": 64, "ieee": 16, "double": 16}  # columns of a hidden layer multiplied at a time
 FILL = 128  # programs: about one for each SM of an A100 or H100
 
@@ -153,17 +164,29 @@ def choose(rows: int, cols: int, depth: int, *operands: Tensor, table: dict[tupl
     return table[kind, operands[0].dtype.itemsize].clipped(rows, cols, depth)
 
 
-def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
-    """The tile of `decoder_loss`; `depth` is all of K."""
+def choose_loss(rows: int, cols: int, depth: int, *operands: Tensor, trained: bool = False) -> Tile:
+    """The tile of `linear_act_loss`; `trained`: of a loss with a parameter, whose terms take more registers."""
+    tile = choose(rows, cols, depth, *operands, table=LOSS_TILES)
+    if not trained:
+        return tile
+    return replace(tile, rows=min(tile.rows, TRAINED_TILE[0]), cols=min(tile.cols, TRAINED_TILE[1]), warps=8)
+
+
+def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor, trained: bool = False) -> Tile:
+    """The tile of `decoder_loss`; `depth` is all of K. `trained` as above."""
     kind, gpu = product(operands[0].dtype), family()
+    if trained and aligned(*operands) and gpu != "amd" and kind in DECODER_TRAINED:  # AMD's are as small
+        return DECODER_TRAINED[kind].clipped(rows, cols, depth)
     tile = DECODER_TILES.get((gpu if aligned(*operands) else "unaligned", kind), DECODER_SMALL[kind])
     return _filling(rows, tile, DECODER_SMALL[kind]).clipped(rows, cols, depth)
 
 
-def choose_stack(rows: int, depth: int, x: Tensor) -> Tile:
-    """The tile of `stack_score` and `stack_encode`; `depth` is the width of x."""
+def choose_stack(rows: int, depth: int, x: Tensor, trained: bool = False) -> Tile:
+    """The tile of `stack_score` and `stack_encode`; `depth` is the width of x. `trained` as above."""
     kind = product(x.dtype)
     tile = STACK_TILES.get((family(), kind), STACK_SMALL[kind])
+    if trained:
+        tile = STACK_TRAINED.get((family(), kind), tile)
     return _filling(rows, tile, STACK_SMALL[kind]).clipped(rows, depth, depth)
 
 
@@ -174,6 +197,8 @@ def _filling(rows: int, tile: Tile, small: Tile) -> Tile:
 # ---------------------------------------------------------------- other numbers of a launch
 
 LOSS_BLOCK = 4096  # elements that a program of `loss` reads of each tensor; fixed: it decides the order of the sum
+LOSS_BLOCK_TRAINED = 1024  # the same of a loss with a parameter: with 16 values a thread the negative binomial spilled
+TRAINED_TILE = (64, 32)  # the most rows and columns of a tile of `linear_act_loss` with such a loss: 8 values a thread
 ACT_BWD_BYTES = 16384  # of a block of `act_bwd`, counted in fp32: 32 values a thread
 DECODER_WIDTH = 256  # the widest x of which `decoder_loss` keeps a block of rows on chip
 STACK_WIDTH = 256  # the widest hidden layer whose rows `stack_score` and `stack_encode` keep on chip
