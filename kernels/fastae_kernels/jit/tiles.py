@@ -129,7 +129,7 @@ DECODER_SMALL: dict[str, Tile] = {
 DECODER_TRAINED: dict[str, Tile] = {
     "half": Tile(32, 32, 256, 8, 2),
     "tf32": Tile(32, 16, 256, 8, 1),
-    "ieee": Tile(32, 16, 256, 8, 1),
+    "ieee": Tile(32, 16, 256, 8, 2),
 }
 # `stack_score`, in the same way: rows carried, columns of the last layer per step, columns of x per step of the first.
 STACK_TILES: dict[tuple[str, str], Tile] = {
