@@ -108,4 +108,5 @@ def _without_memory(program: Program, device: torch.device | str) -> Program:
         above = program.stages[i + 1] if i + 1 < len(program.stages) else None
         width = above.widths[0] if isinstance(above, Dense) else program.out_features
         stages.append(Module(stage.name, _Shaped(width, program.parameters[0], device)))
-    return program._replace(stages=tuple(stages), own_loss=None)
+    its = program.loss_parameter
+    return program._replace(stages=tuple(stages), own_loss=None, loss_parameter=None if its is None else empty(its))

@@ -47,8 +47,8 @@ LARGE = 100.0  # root mean square of data above which scaling is worth a word
 @click.option("--activation", default="relu", show_default=True)
 @click.option("--code-activation", default="identity", show_default=True)
 @click.option("--output-activation", default="identity", show_default=True)
-@click.option("--likelihood", help="mse (default), mae, huber, gaussian, bernoulli (default with --image) or poisson; "
-              "options as in huber:delta=2.")  # fmt: skip
+@click.option("--likelihood", help="mse (default), mae, huber, gaussian, bernoulli (default with --image), poisson or "
+              "nb; options as in huber:delta=2 and gaussian:scale=learned.")  # fmt: skip
 @click.option("--tied", is_flag=True, help="The decoder uses the encoder's weights transposed.")
 @click.option("--scale", default="none", show_default=True, help="none, unit (min-max) or standard, per feature.")
 @click.option("--epochs", default=100, show_default=True)

@@ -62,12 +62,12 @@ def stack_loss(x: Tensor, target: Tensor, stack: Stack, kind: LossKind) -> Tenso
     return loss
 
 
-def stack_score(x: Tensor, stack: Stack, kind: LossKind) -> Tensor:
+def stack_score(x: Tensor, stack: Stack, kind: LossKind, parameter: Tensor | None = None) -> Tensor:
     """Each row's mean loss against x after all layers, [M, K] -> [M]; no gradient."""
     if backend := stack.fused_backend():
-        return _stack_ops.stack_score(x, stack.weights, stack.biases, stack.activations, backend, *kind)
+        return _stack_ops.stack_score(x, stack.weights, stack.biases, stack.activations, backend, *kind, parameter)
     h = _hidden(x, stack, len(stack.weights) - 1)
-    last = stack.activations[-1], *kind, "none", None, False, stack.backends[-1]
+    last = stack.activations[-1], *kind, "none", None, False, stack.backends[-1], parameter
     errors, _ = _ops.linear_act_loss(h, stack.weights[-1], stack.biases[-1], x, *last)
     return errors
 

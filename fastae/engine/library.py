@@ -85,14 +85,15 @@ def _stack_loss_backward_fake(
 
 def _stack_score(
     x: Tensor, weights: list[Tensor], biases: list[Tensor | None], activations: list[str], backend: str,
-    kind: str = "mse", setting: float = 0.0,
+    kind: str = "mse", setting: float = 0.0, parameter: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
-    return ops(backend).stack_score(x, tuple(weights), tuple(biases), tuple(activations), LossKind(kind, setting))
+    layers = tuple(weights), tuple(biases), tuple(activations)
+    return ops(backend).stack_score(x, *layers, LossKind(kind, setting), parameter)
 
 
 def _stack_score_fake(
     x: Tensor, weights: list[Tensor], biases: list[Tensor | None], activations: list[str], backend: str,
-    kind: str = "mse", setting: float = 0.0,
+    kind: str = "mse", setting: float = 0.0, parameter: Tensor | None = None,
 ) -> Tensor:  # fmt: skip
     return x.new_empty(x.shape[0], dtype=loss_dtype(x))
 
@@ -123,7 +124,7 @@ stack_loss_backward = define(
 )
 stack_score = define(
     "stack_score(Tensor x, Tensor[] weights, Tensor?[] biases, str[] activations, str backend, "
-    'str kind="mse", float setting=0.0) -> Tensor',
+    'str kind="mse", float setting=0.0, Tensor? parameter=None) -> Tensor',
     _stack_score,
     _stack_score_fake,
 )

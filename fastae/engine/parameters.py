@@ -26,6 +26,9 @@ class StepParameters:
     twins write copies of them too. Where all stages are the kernels' and a width is not a multiple of 32 bytes, rows
     and columns of the copies are padded with zeros: rows that are not multiples of 16 bytes cannot be copied
     asynchronously. A gradient has its parameter's strides; a parameter in several places gets the sum.
+
+    loss, dloss: the loss's own parameter and its gradient, fp32 (fp64 for fp64) whatever the step computes in; None
+    where there is none, or no gradient is wanted.
     """
 
     def __init__(self, program: Program, dtype: torch.dtype, kernels: bool) -> None:
@@ -41,8 +44,19 @@ class StepParameters:
         by_autograd = dict.fromkeys(p for p in program.parameters if p.requires_grad)
         self.by_autograd = list(by_autograd)
         own = [p for p in self.parameters if p.requires_grad]
-        self.trainable: list[nn.Parameter] = [*own, *(p for p in by_autograd if p not in set(own))]
-        self._own, self._also = len(own), [p in by_autograd for p in own]
+        held = program.loss_parameter
+        its = [held] if held is not None and held.requires_grad else []
+        first = [*own, *its]
+        self.trainable: list[nn.Parameter] = [*first, *(p for p in by_autograd if p not in set(first))]
+        self._also = [p in by_autograd for p in first]
+        self.loss: Tensor | None = None
+        self.dloss: Tensor | None = None
+        self._held, self._given = held, list[Tensor]()
+        if held is not None:
+            wide = torch.promote_types(dtype, torch.float32)
+            self.loss = held if held.dtype == wide else held.detach().to(wide)
+            self.dloss = torch.zeros_like(self.loss.detach()) if its else None
+            self._given = [torch.empty_like(p) for p in its if p.dtype != self.loss.dtype]
         self._kernels, self._copies = kernels, list[Tensor]()
         used: dict[nn.Parameter, Tensor] = {p: p for p in self.parameters}
         like = next(iter(self.parameters), None)
@@ -87,6 +101,8 @@ class StepParameters:
 
     def refresh(self, sums: Ops) -> None:
         """Bring the copies of the parameters up to date."""
+        if self._held is not None and self.loss is not None and self.loss is not self._held:
+            self.loss.copy_(self._held)
         if not self._copies:
             return
         if self._kernels:
@@ -95,7 +111,16 @@ class StepParameters:
             torch._foreach_copy_(self._copies, list[Tensor](self.parameters))
 
     def collect(self, grads: Sequence[Gradients]) -> list[Tensor]:
-        """The gradients of the dense stages' parameters, in their own dtype, from (dw, db) of every dense stage."""
+        """The gradients of the dense stages' parameters and the loss's, in their own dtype, from (dw, db) of every
+        dense stage."""
+        return [*self._collected(grads), *self._of_loss()]
+
+    def _of_loss(self) -> list[Tensor]:
+        if self.dloss is None:
+            return []
+        return [self._given[0].copy_(self.dloss)] if self._given else [self.dloss]
+
+    def _collected(self, grads: Sequence[Gradients]) -> list[Tensor]:
         flat = [
             grad for stage, pair in zip(self.dense, grads, strict=True)
             for grad in (pair if stage.bias is not None else pair[:1])

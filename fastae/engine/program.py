@@ -62,6 +62,7 @@ class Program(NamedTuple):
     parameters: all of the model's, where there are islands: they may use more than they own, a tied weight say.
     own_loss: why the model's own `loss` has to be called instead of the only stage, the model.
     corrupt: the noise that rows get on their way in; the target is what they were.
+    loss_parameter: what the loss has to be trained: one number for each output column, or one for all.
     """
 
     stages: tuple[Stage, ...]
@@ -71,6 +72,7 @@ class Program(NamedTuple):
     parameters: tuple[nn.Parameter, ...] = ()
     own_loss: str | None = None
     corrupt: Noise | None = None
+    loss_parameter: nn.Parameter | None = None
 
     @property
     def variational(self) -> Variational | None:

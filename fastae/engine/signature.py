@@ -37,7 +37,8 @@ class Signature:
         self._parameters = list(dict.fromkeys(p for m in modules for p in m._parameters.values() if p is not None))
         layers = [layer for layer in map(layer_of, program.stages) if layer is not None]
         dense = [p for layer in layers for p in (layer.weight, layer.bias) if p is not None]
-        self._plain = list(dict.fromkeys(dense))
+        its = [] if program.loss_parameter is None else [program.loss_parameter]
+        self._plain = list(dict.fromkeys([*dense, *its]))
         self._tables = [vars(m)[table] for m in modules for table in ("_parameters", "_modules")]
         self._modules = [m for m in modules if m is model or id(m) not in islands]
         self._attributes = list(map(vars, self._modules))

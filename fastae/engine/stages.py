@@ -39,6 +39,7 @@ class Place:
     key: Key | None = None  # of the stage's random numbers
     beta: Tensor | None = None  # [], of a variational code: the factor of its divergence
     row_weight: Tensor | None = None  # [M], factors of the rows' divergence
+    dparameter: Tensor | None = None  # of the last stage: the gradient by the loss's own parameter
 
 
 @dataclass(eq=False, repr=False)
@@ -124,9 +125,9 @@ class DenseStage:
         layer = Layer(self.w, self.b, self.activation)
         drawn = below is not None and below.dropout is not None and below.dropout.key.drawn
         if below is not None and below.sampled is None and not drawn and self.makes_dx():
-            loss, dp, dx = self.ops.decoder_loss(x, layer, target, criterion, below, pending)
+            loss, dp, dx = self.ops.decoder_loss(x, layer, target, criterion, below, place.dparameter, pending)
             return loss, Kept(x, dp), dp, dx
-        out = Out(place.dp, place.loss, place.scratch)
+        out = Out(place.dp, place.loss, place.scratch, place.dparameter)
         loss, gradient = self.ops.linear_act_loss(x, layer, target, criterion, True, out, pending)
         assert gradient is not None
         return loss, Kept(x, gradient), gradient, None
@@ -221,8 +222,10 @@ class ModuleStage:
         pending: Pending | None,
     ) -> tuple[Tensor, Kept, Tensor, Tensor | None]:  # fmt: skip
         kept = self.forward(x, below is not None, place)
-        out = Out(place.dp, place.loss)
-        loss, dy = self.ops.loss(kept.y, target, criterion.kind, criterion.reduction, True, out, criterion.row_weight)
+        out = Out(place.dp, place.loss, None, place.dparameter)
+        loss, dy = self.ops.loss(
+            kept.y, target, criterion.kind, criterion.reduction, True, out, criterion.parameter, criterion.row_weight
+        )
         assert dy is not None
         return penalised(loss, criterion.penalty, len(x)), kept, dy, None
 

@@ -77,7 +77,9 @@ class StaticStep:
         self.gradients: Sequence[Tensor | None] = []
         self.hidden_grad = any(any(stage.needs) for stage in self.stages[:-1])
         features = program.out_features if self.parameters.padded else None
-        self._criterion = Criterion(program.kind, features=features, share=program.share)
+        self._criterion = Criterion(
+            program.kind, features=features, share=program.share, parameter=self.parameters.loss
+        )
         self.random = Randomness(program, self.choices, self.device) if program.random else None
         self.repeats = backends == {"torch"} and self.device.type == "cpu" and program.own_loss is None
         self._in_numbers = self.device.type == "cpu" and "triton" not in backends  # the scale is a host number
@@ -199,6 +201,8 @@ class StaticStep:
         if scale is None and memory.factor is not None:
             state.dp.mul_(memory.factor)
         _, grads = schedule.backward(state, self.stages, memory.places, scale, self._sums)
+        if self.parameters.dloss is not None and memory.factor is not None:
+            self.parameters.dloss.mul_(memory.factor if scale is None else scale)
         dense = [grad for grad, stage in zip(grads, self.program.stages, strict=True) if layer_of(stage) is not None]
         code = next((k for k in state.kept if k.kl is not None), None)
         parts = () if code is None or code.kl is None or code.penalty is None else (code.kl, code.penalty)
@@ -275,7 +279,7 @@ class Memory:
             if isinstance(stage, SampleStage):
                 place.y, place.p = rows(self._width_before(step, i + 1), of.y), rows(width, of.p)
             if i == last:
-                place.loss = like.new_empty((), dtype=wide)
+                place.loss, place.dparameter = like.new_empty((), dtype=wide), step.parameters.dloss
                 if not island and half_on_cpu:
                     place.scratch = rows(width, of.scratch, torch.float32)
             self.places.append(place)

@@ -18,9 +18,9 @@ from fastae.data.scaling import Scaler
 from fastae.engine.autograd import stack_encode, stack_loss, stack_of, stack_score
 from fastae.engine.program import Dense, Module, Program
 from fastae.engine.signature import HOOKS
-from fastae.likelihoods import MSE, Likelihood
+from fastae.likelihoods import MSE, Likelihood, spelled
 from fastae.models.format import MODELS
-from fastae.models.objective import objective, row_bounds, wide
+from fastae.models.objective import objective, row_bounds, wide, wide_or_none
 from fastae.models.stages import (
     dense_stage,
     each_hook_once,
@@ -32,7 +32,7 @@ from fastae.models.stages import (
 )  # fmt: skip
 from fastae.nn.arguments import autocast_dtype, refuse_torchscript, seed_number, supports_kernels, whole_number
 from fastae.nn.dropout import HiddenDropout, no_dropout
-from fastae.nn.log_likelihood import log_likelihood
+from fastae.nn.log_likelihood import log_likelihood, scored
 from fastae.nn.losses import eager_loss, kind_of, mse_loss, row_losses
 from fastae.nn.tied_linear_act import TiedLinearAct
 from fastae.noise import Noise
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
 
 _asked = threading.local()  # .model: whose `logits` this thread is in; a forward of its own has no argument for it
 Rows = TypeVar("Rows", Tensor, "NDArray[Any]")
+Optional = TypeVar("Optional", Tensor, "Tensor | None")
 
 
 class Autoencoder(nn.Module):
@@ -109,6 +110,33 @@ class Autoencoder(nn.Module):
         """Reshape reconstructions [..., out_features] as `like`, or as data is where that is None. Here themselves."""
         return rows
 
+    @property
+    def loss_parameter(self) -> nn.Parameter | None:
+        """What the likelihood has trained with the model, one of `likelihood_parameters`; None if it has nothing.
+
+        Raises ValueError for a likelihood that was set later and has something that the model was not made with.
+        """
+        trained = self.likelihood.parameter
+        if trained is None:
+            return None
+        held = getattr(self, "likelihood_parameters", None)
+        shape = [self.out_features if trained.per_feature else 1]
+        if held is None or trained.name not in held or list(held[trained.name].shape) != shape:
+            raise ValueError(
+                f"{type(self).__name__}: likelihood must be one that the model was made with, or have nothing to "
+                f"train; got {spelled(self.likelihood)!r}, whose {trained.name} {shape} the model has not"
+            )
+        found: nn.Parameter = held[trained.name]
+        return found
+
+    def make_likelihood_parameters(self, device: torch.device | str | None, dtype: torch.dtype | None) -> None:
+        """Register `likelihood_parameters` if the likelihood has something to train: for constructors, at their end."""
+        trained = self.likelihood.parameter
+        if trained is not None:
+            shape, wide = self.out_features if trained.per_feature else 1, dtype or torch.get_default_dtype()
+            start = torch.full((shape,), trained.start, device=device, dtype=torch.promote_types(wide, torch.float32))
+            self.likelihood_parameters = nn.ParameterDict({trained.name: nn.Parameter(start)})
+
     # ---------------------------------------------------------------- calls
 
     def forward(self, x: Rows) -> Rows:
@@ -168,19 +196,19 @@ class Autoencoder(nn.Module):
         loss, with beta in full.
 
         fp32 (fp64 for fp64). All layers and the loss are one autograd function where x is [rows, features[0]], the
-        layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, and under
-        `torch.autocast`, `torch.compile` and `torch.func`, with weights, noise, dropout or a variational code, the
-        layers are called one by one.
+        layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, under
+        `torch.autocast`, `torch.compile` and `torch.func`, and with weights, noise, dropout, a variational code or a
+        likelihood that has parameters, the layers are called one by one. (A `TrainStep` fuses those too.)
         """
         target = None if target is None or target is x else self.to_rows(target, self._called("target"))
         x = self.to_rows(x, self._called("x"))
-        target = x if target is None else target
+        target, trained = x if target is None else target, self.loss_parameter
         if sample_weight is not None or self.bottleneck is not None or (self.training and self.corrupt is not None):
             return objective(self, x, target, sample_weight)
-        if not self._drops() and (dense := self._fused(x, target)):
+        if trained is None and not self._drops() and (dense := self._fused(x, target)):
             return stack_loss(x, target, stack_of(dense, x), self.kind)
         y, t = wide(self.logits(x)), wide(target)
-        return mse_loss(y, t) if self.kind.name == "mse" else eager_loss(y, t, self.kind, "mean")
+        return mse_loss(y, t) if self.kind.name == "mse" else eager_loss(y, t, self.kind, "mean", wide_or_none(trained))
 
     def _drops(self) -> bool:
         """Whether a call of the layers forgets some of their outputs."""
@@ -192,15 +220,16 @@ class Autoencoder(nn.Module):
         Of mse, mae and huber the mean over the features; of a log-likelihood -log p(x) in nats, constants included.
         """
         constants = log_likelihood(self.likelihood.name).constants
+        kind, trained = scored(self.kind), self.loss_parameter
 
         def row_errors(rows: Tensor) -> Tensor:
             if dense := self._fused(rows, None):
-                errors = stack_score(rows, stack_of(dense, rows), self.kind)
+                errors = stack_score(rows, stack_of(dense, rows), kind, wide_or_none(trained))
             else:
                 with no_dropout():
-                    values = eager_loss(wide(self.logits(rows)), wide(rows), self.kind, "none")
-                errors = row_losses(values, self.kind)
-            return errors if constants is None else errors + constants(wide(rows))
+                    values = eager_loss(wide(self.logits(rows)), wide(rows), kind, "none", wide_or_none(trained))
+                errors = row_losses(values, kind)
+            return errors if constants is None else errors + constants(wide(rows), kind.setting)
 
         with torch.no_grad():
             return self._run(row_errors, self.to_rows(x, self._called("x")), self.in_features, "x")
@@ -334,14 +363,16 @@ class Autoencoder(nn.Module):
     def program(self) -> Program:
         """The stages of a training step: plain layers as they are, runs of other modules as islands of autograd, or the
         whole model as one where its calls are not the sequence of its layers."""
-        widths = self.kind, self.in_features, self.out_features
+        widths, trained = (self.kind, self.in_features, self.out_features), self.loss_parameter
         tied = [m.source for m in self.modules() if isinstance(m, TiedLinearAct)]  # of a layer that was replaced, too
         everything = tuple(dict.fromkeys(p for m in (self, *tied) for p in m.parameters()))
         if type(self).loss is not _OWN["loss"] or "loss" in vars(self):
             return Program((Module("", self),), *widths, everything, f"{type(self).__name__} has a loss of its own")
-        noise = self.corrupt if self.training else None
+        if trained is not None and (trained._backward_hooks or trained._post_accumulate_grad_hooks):
+            return Program((Module("", self),), *widths, everything, "a parameter of its likelihood has a hook")
         itself = self if log_likelihood(self.likelihood.name).mean is None else _Logits(self)
-        whole = Program((Module("", itself),), *widths, everything, corrupt=noise)
+        more: dict[str, Any] = {"corrupt": self.corrupt if self.training else None, "loss_parameter": trained}
+        whole = Program((Module("", itself),), *widths, everything, **more)
         reason = self._reason_to_call()
         if self.bottleneck is not None and (reason or not self.training):
             reason = reason or "in eval mode the code is not sampled"
@@ -355,9 +386,9 @@ class Autoencoder(nn.Module):
             stages.append(sample_stage(stages, self.features[-1], self.bottleneck))
             stages += stages_of(self._layers_in("decoder"))
         if not any(isinstance(stage, Module) for stage in stages):
-            return Program(tuple(stages), *widths, corrupt=noise)
+            return Program(tuple(stages), *widths, **more)
         if each_hook_once(stages):
-            return Program(tuple(stages), *widths, everything, corrupt=noise)
+            return Program(tuple(stages), *widths, everything, **more)
         if self.bottleneck is not None:
             return Program((Module("", self),), *widths, everything, "a parameter with a hook is used twice")
         return whole

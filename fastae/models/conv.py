@@ -89,6 +89,7 @@ class ConvAutoencoder(Autoencoder, saved_as="fastae.ConvAutoencoder"):
         made: dict[str, Any] = {"device": device, "dtype": dtype}
         self.encoder = nn.Sequential(*self._encoder(maps[-1], made))
         self.decoder = nn.Sequential(*self._decoder(maps[-1], sizes, made))
+        self.make_likelihood_parameters(device, dtype)
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
 
     def _sizes(self) -> list[Size]:

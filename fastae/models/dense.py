@@ -40,7 +40,8 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         bottleneck: what is asked of the code: a part of `fastae.bottlenecks` or its spelling, "variational:beta=0.5".
             The weight of a variational code's layer is [2 features[-1], ...], mu first, then log sigma^2.
         likelihood: the loss of the reconstruction: a part of `fastae.likelihoods` or its name, "huber" say. Beside a
-            log-likelihood ("gaussian", "bernoulli", "poisson") the model's output is the mean of the data.
+            log-likelihood ("gaussian", "bernoulli", "poisson", "nb") the model's output is the mean of the data. What
+            "nb" and "gaussian:scale=learned" have to be trained is in `likelihood_parameters`.
 
     Calls take either a tensor [..., features[0]] of the model's dtype, and are then differentiable, or a numpy array
     or memory map [rows, features[0]] of any length, which is worked through in chunks, without gradients, on the
@@ -111,6 +112,7 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
             decoder = list(stack(self.decoder_features, output_activation))
         self.encoder = _sequential(encoder, self.dropout)
         self.decoder = _sequential(decoder, self.dropout)
+        self.make_likelihood_parameters(device, dtype)
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, for `DenseAutoencoder(**config)`; keyword-only ones where not the default."""

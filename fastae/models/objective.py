@@ -15,7 +15,7 @@ from torch import Tensor
 
 from fastae.bottlenecks import Variational
 from fastae.engine.randomness import corruption_of, groups_of
-from fastae.nn.log_likelihood import log_likelihood
+from fastae.nn.log_likelihood import log_likelihood, scored
 from fastae.nn.losses import eager_loss, row_losses
 from fastae.noise import Noise
 
@@ -38,14 +38,15 @@ def objective(model: Any, x: Tensor, target: Tensor, weight: Tensor | None = Non
         mu, log_var = halves(model.encoder(rows))
         z = mu + (log_var / 2).exp() * torch.randn_like(mu) if model.training else mu
         y, kl = model.decoder(z), divergence(mu, log_var)
-    y, counted = wide(y), wide(counted)
+    y, counted, trained = wide(y), wide(counted), wide_or_none(model.loss_parameter)
     if weight is None and kl is None and share == 1:
-        return eager_loss(y, counted, model.kind, "mean")
+        return eager_loss(y, counted, model.kind, "mean", trained)
     if share < 1:
         missing = counted.isnan()
-        values = eager_loss(y, counted.masked_fill(missing, 0.5), model.kind, "none").masked_fill(missing, 0) / share
+        values = eager_loss(y, counted.masked_fill(missing, 0.5), model.kind, "none", trained)
+        values = values.masked_fill(missing, 0) / share
     else:
-        values = eager_loss(y, counted, model.kind, "none")
+        values = eager_loss(y, counted, model.kind, "none", trained)
     losses = row_losses(values, model.kind)
     r = 1 if weight is None else weight
     if part is None or kl is None:
@@ -56,6 +57,10 @@ def objective(model: Any, x: Tensor, target: Tensor, weight: Tensor | None = Non
 def wide(t: Tensor) -> Tensor:
     """t, in half precision as fp32."""
     return t.float() if t.dtype in (torch.float16, torch.bfloat16) else t
+
+
+def wide_or_none(t: Tensor | None) -> Tensor | None:
+    return None if t is None else wide(t)
 
 
 def halves(p: Tensor) -> tuple[Tensor, Tensor]:
@@ -102,17 +107,18 @@ def _corrupted(part: Noise, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
 
 def row_bounds(model: Any, x: Tensor, samples: int, importance: bool, generator: torch.Generator) -> Tensor:
     """The evidence lower bound of each row of x in nats [rows]; with `importance`, the importance-weighted one."""
-    constants = log_likelihood(model.likelihood.name).constants
+    constants, kind = log_likelihood(model.likelihood.name).constants, scored(model.kind)
+    trained = wide_or_none(model.loss_parameter)
     mu, log_var = (wide(t) for t in halves(model.encoder(x)))
     target = wide(x)
-    fixed = 0.0 if constants is None else constants(target)
+    fixed = 0.0 if constants is None else constants(target, kind.setting)
     # a running log-sum-exp, or a running sum: no more than one sample is in memory
     highest, total = mu.new_full((len(x),), -math.inf), mu.new_zeros(len(x))
     for _ in range(samples):
         e = torch.randn(mu.shape, generator=generator, device=mu.device, dtype=mu.dtype)
         z = mu + (log_var / 2).exp() * e
         y = wide(model.decoder(z.to(x.dtype)))
-        log_p = -row_losses(eager_loss(y, target, model.kind, "none"), model.kind) - fixed
+        log_p = -row_losses(eager_loss(y, target, kind, "none", trained), kind) - fixed
         if not importance:
             total += log_p
             continue

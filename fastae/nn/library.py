@@ -114,16 +114,16 @@ def _mse_fake(input: Tensor, target: Tensor, reduction: str, need_dinput: bool, 
 
 def _linear_act_loss(
     x: Tensor, w: Tensor, b: Tensor | None, target: Tensor, activation: str, kind: str, setting: float, reduction: str,
-    row_weight: Tensor | None, need_dp: bool, backend: str,
+    row_weight: Tensor | None, need_dp: bool, backend: str, parameter: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
-    criterion = Criterion(LossKind(kind, setting), reduction, row_weight)
+    criterion = Criterion(LossKind(kind, setting), reduction, row_weight, parameter=parameter)
     loss, dp = ops(backend).linear_act_loss(x, Layer(w, b, activation), target, criterion, need_dp)
     return loss, or_empty(dp, x)
 
 
 def _linear_act_loss_fake(
     x: Tensor, w: Tensor, b: Tensor | None, target: Tensor, activation: str, kind: str, setting: float, reduction: str,
-    row_weight: Tensor | None, need_dp: bool, backend: str,
+    row_weight: Tensor | None, need_dp: bool, backend: str, parameter: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     loss = x.new_empty(x.shape[0] if reduction == "none" else (), dtype=loss_dtype(x))
     return loss, x.new_empty((x.shape[0], w.shape[0]) if need_dp else 0)
@@ -176,7 +176,7 @@ mse = define(
 )
 linear_act_loss = define(
     "linear_act_loss(Tensor x, Tensor w, Tensor? b, Tensor target, str activation, str kind, float setting, "
-    "str reduction, Tensor? row_weight, bool need_dp, str backend) -> (Tensor, Tensor)",
+    "str reduction, Tensor? row_weight, bool need_dp, str backend, Tensor? parameter=None) -> (Tensor, Tensor)",
     _linear_act_loss,
     _linear_act_loss_fake,
 )

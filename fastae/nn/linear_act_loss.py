@@ -10,7 +10,7 @@ from fastae_kernels.elementwise import ACTIVATIONS, MSE, LossKind
 from torch import Tensor
 from torch.overrides import handle_torch_function, has_torch_function_variadic
 
-from fastae.likelihoods import Likelihood
+from fastae.likelihoods import Likelihood, spelled
 from fastae.nn import backend as _backend
 from fastae.nn import library as _ops
 from fastae.nn.arguments import admit, refuse_torchscript
@@ -43,6 +43,15 @@ def _check(
             raise ValueError(
                 f"{function}: {name} must not require a gradient; detach it, or use mse_loss(linear_act(...), ...)"
             )
+
+
+def _kind(likelihood: Likelihood) -> LossKind:
+    if likelihood.parameter is not None:
+        raise ValueError(
+            f"linear_act_loss: loss must have nothing of its own to train; got {spelled(likelihood)!r}, which has "
+            f"{likelihood.parameter.name}: use DenseAutoencoder(likelihood=...)"
+        )
+    return kind_of(likelihood)
 
 
 # ---------------------------------------------------------------- autograd
@@ -133,7 +142,7 @@ def linear_act_loss(
         x: [rows, in_features], any strides; fp32, fp16, bf16 or fp64.
         weight, bias, activation: as in `fastae.linear_act`.
         target: [rows, out_features], dtype and device of x; it gets no gradient.
-        loss: a part of `fastae.likelihoods` or its name, "huber" say.
+        loss: a part of `fastae.likelihoods` or its name, "huber" say; none that has something to be trained.
         reduction: "mean" over all values, "sum", or "none": each row's mean, [rows].
         row_weight: [rows] or None: factors on the rows' losses, before any sum; "mean" still divides by the
             number of values. It gets no gradient.
@@ -154,7 +163,7 @@ def linear_act_loss(
         args = x, weight, bias, target, activation, loss, reduction, row_weight
         result: Tensor = handle_torch_function(linear_act_loss, tensors, *args)
         return result
-    kind = MSE if loss == "mse" else kind_of(likelihood_of(loss, "linear_act_loss: loss"))
+    kind = MSE if loss == "mse" else _kind(likelihood_of(loss, "linear_act_loss: loss"))
     return _linear_act_loss("linear_act_loss", tensors, activation, kind, reduction)
 
 

@@ -103,9 +103,9 @@ def _of_both(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None]:
     return grad if need_input else None, -grad if need_target else None
 
 
-def eager_loss(y: Tensor, t: Tensor, kind: LossKind, reduction: str) -> Tensor:
-    """The loss by PyTorch's own op."""
-    return kind.row.functional(y, t, kind.setting, reduction)
+def eager_loss(y: Tensor, t: Tensor, kind: LossKind, reduction: str, parameter: Tensor | None = None) -> Tensor:
+    """The loss by PyTorch's own ops."""
+    return kind.row.functional(y, t, parameter, kind.setting, reduction)
 
 
 def row_losses(values: Tensor, kind: LossKind) -> Tensor:

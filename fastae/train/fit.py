@@ -58,6 +58,9 @@ class TrainableModel(Trainable, Protocol):
     @property
     def kind(self) -> LossKind: ...
 
+    @property
+    def loss_parameter(self) -> nn.Parameter | None: ...
+
     def config(self) -> dict[str, Any]: ...
 
     def loss(self, x: Tensor, target: Tensor | None = None, sample_weight: Tensor | None = None) -> Tensor: ...
@@ -302,9 +305,12 @@ def _loss_sum(model: TrainableModel, rows: Rows, own: bool) -> Tensor:
     y = model.logits(rows.x)
     wide = torch.promote_types(y.dtype, torch.float32)
     y, target = y.to(wide), target.to(wide)
+    trained = model.loss_parameter
+    parameter = None if trained is None else trained.to(wide)
     if rows.weight is None:
-        return eager_loss(y, target, model.kind, "mean").double() * len(rows.x)
-    return torch.dot(row_losses(eager_loss(y, target, model.kind, "none"), model.kind).double(), rows.weight.double())
+        return eager_loss(y, target, model.kind, "mean", parameter).double() * len(rows.x)
+    values = eager_loss(y, target, model.kind, "none", parameter)
+    return torch.dot(row_losses(values, model.kind).double(), rows.weight.double())
 
 
 def _with_target(data: object, has_target: bool) -> tuple[Any, Any]:

@@ -6,11 +6,12 @@ import itertools
 import random
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from fastae_kernels.elementwise import ACTIVATIONS, LOSSES, LossKind
-from fastae_kernels.ops import Below, Criterion, Layer
+from fastae_kernels.ops import Below, Criterion, Layer, Out
 from torch import Tensor
 
 from fastae.nn.backend import ops
@@ -21,6 +22,8 @@ DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
 SHAPES = ((3, 5, 7), (33, 1, 17), (70, 37, 96), (1, 33, 2), (5, 2, 65), (1, 1, 1))
 EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 4), (0, 3, 0), (3, 0, 0), (0, 0, 0))
 REDUCTIONS = ("mean", "sum", "none")
+# Losses with a parameter: one number for each column, or one for all
+TRAINED = (("gaussian", "one"), ("gaussian", "each"), ("nb", "each"))
 
 Views = Callable[[str, Tensor], Tensor]
 Arguments = tuple[Any, ...]
@@ -48,6 +51,7 @@ class Case:
     views: tuple[tuple[str, str], ...] = ()  # argument -> one of VIEWS or FAR
     seed: int = 0
     loss: str = "mse"
+    parameter: str = ""  # of the loss: "one", or "each" column has its own
 
     def option(self, name: str) -> Any:
         return dict(self.options)[name]
@@ -58,6 +62,7 @@ class Case:
         words += [f"{name}: {view}" for name, view in self.views if view != "contiguous"]
         words += [name if value is True else f"{name}={value}" for name, value in self.options if value]
         words += [] if self.loss == "mse" else [self.loss]
+        words += [f"parameter: {self.parameter}"] if self.parameter else []
         return ", ".join(words)
 
     def arguments(self, device: str) -> Arguments:
@@ -71,9 +76,34 @@ class Case:
 
 
 def implementation(backend: str, op: str) -> Callable[..., Any]:
-    """An op on a backend."""
+    """An op on a backend; the gradient by a loss's parameter is the last of its results, where there is one."""
     call: Callable[..., Any] = getattr(ops(backend), op)
-    return call
+    return partial(_WITH_PARAMETER[op], call) if op in _WITH_PARAMETER else call
+
+
+def _loss_results(call: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+    *given, parameter = args
+    place = None if parameter is None or not given[4] else torch.empty_like(parameter)
+    return *call(*given, Out(dparameter=place), parameter), place
+
+
+def _linear_act_loss_results(call: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+    parameter = args[3].parameter
+    place = None if parameter is None or not args[4] else torch.empty_like(parameter)
+    return *call(*args, Out(dparameter=place)), place
+
+
+def _decoder_loss_results(call: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
+    parameter = args[3].parameter
+    place = None if parameter is None else torch.empty_like(parameter)
+    return *call(*args, place), place
+
+
+_WITH_PARAMETER = {
+    "loss": _loss_results,
+    "linear_act_loss": _linear_act_loss_results,
+    "decoder_loss": _decoder_loss_results,
+}
 
 
 def _if(condition: bool, t: Tensor | None) -> Tensor | None:
@@ -115,11 +145,22 @@ def _kind(case: Case) -> LossKind:
     return LossKind(case.loss, 0.75 if case.loss == "huber" else 0.0)
 
 
+def _suited(case: Case, target: Tensor) -> Tensor:
+    """A target that the loss is for: counts for the negative binomial."""
+    return (2 * target).round().abs() if case.loss == "nb" else target
+
+
+def _parameter(case: Case, draw: Draw, columns: int) -> Tensor | None:
+    """Of the loss, in the dtype that it has: fp32, or fp64."""
+    wide = torch.promote_types(case.dtype, torch.float32)
+    return draw.normal({"each": columns, "one": 1}[case.parameter], dtype=wide) if case.parameter else None
+
+
 def _loss(case: Case, draw: Draw, view: Views) -> Arguments:
     M, N, _ = case.shape
-    input, target = draw.normal(M, N, dtype=case.dtype), -draw.normal(M, N, dtype=case.dtype)
-    kind = _kind(case)
-    return view("input", input), view("target", target), kind, case.option("reduction"), case.option("dinput")
+    input, target = draw.normal(M, N, dtype=case.dtype), _suited(case, -draw.normal(M, N, dtype=case.dtype))
+    options = _kind(case), case.option("reduction"), case.option("dinput")
+    return view("input", input), view("target", target), *options, _parameter(case, draw, N)
 
 
 def _criterion(case: Case, draw: Draw, view: Views) -> Criterion:
@@ -128,12 +169,13 @@ def _criterion(case: Case, draw: Draw, view: Views) -> Criterion:
     row_weight = _viewed(view, "row_weight", _if(case.option("row_weight"), weights))
     counted = torch.tensor(max(M - 2, 1), device=draw.device) if case.option("part") else None
     features = max(N - 2, 1) if case.option("part") else None
-    return Criterion(_kind(case), case.option("reduction"), row_weight, features, counted)
+    parameter = _parameter(case, draw, N if features is None else features)
+    return Criterion(_kind(case), case.option("reduction"), row_weight, features, counted, parameter=parameter)
 
 
 def _linear_act_loss(case: Case, draw: Draw, view: Views) -> Arguments:
     x, w, b = draw.layer(case.activation, *case.shape, case.dtype)
-    target = -draw.normal(*case.shape[:2], dtype=case.dtype)
+    target = _suited(case, -draw.normal(*case.shape[:2], dtype=case.dtype))
     layer = Layer(view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), case.activation)
     return view("x", x), layer, view("target", target), _criterion(case, draw, view), case.option("dp")
 
@@ -141,7 +183,7 @@ def _linear_act_loss(case: Case, draw: Draw, view: Views) -> Arguments:
 def _decoder_loss(case: Case, draw: Draw, view: Views) -> Arguments:
     M, N, K = case.shape
     x, w, b = draw.layer(case.activation, M, N, K, case.dtype)
-    target, saved = -draw.normal(M, N, dtype=case.dtype), draw.saved(case.activation, M, K, case.dtype)
+    target, saved = _suited(case, -draw.normal(M, N, dtype=case.dtype)), draw.saved(case.activation, M, K, case.dtype)
     layer = Layer(view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), case.activation)
     below = Below(_viewed(view, "saved", saved), case.activation)
     return view("x", x), layer, view("target", target), _criterion(case, draw, view), below
@@ -162,8 +204,10 @@ def _stack(case: Case, draw: Draw, view: Views) -> Arguments:
             b = draw.normal(outside, dtype=case.dtype)
         weights.append(view("weights", w.to(case.dtype)))
         biases.append(_viewed(view, "biases", _if(case.option("bias") or name == "logit", b)))
-    x = view("x", draw.normal(M, K, dtype=case.dtype))
-    return (x, weights, biases, names) if case.op == "stack_encode" else (x, weights, biases, names, _kind(case))
+    x = view("x", _suited(case, draw.normal(M, K, dtype=case.dtype)))
+    if case.op == "stack_encode":
+        return x, weights, biases, names
+    return x, weights, biases, names, _kind(case), _parameter(case, draw, K)
 
 
 _EITHER = (True, False)
@@ -227,6 +271,10 @@ def grid(name: str, quick: bool) -> Iterator[Case]:
     for loss, dtype in itertools.product([k for k in LOSSES if k != "mse"] if op.lossy else [], DTYPES):
         for shape, activation in ((SHAPES[2], "relu"), ((35, 37, 33), "gelu")):
             yield Case(name, dtype, shape, _some(op, activation), next(combinations), loss=loss)
+    for (loss, parameter), dtype in itertools.product(TRAINED if op.lossy else [], DTYPES):
+        yield Case(
+            name, dtype, (70, 37, 33), _some(op, "identity"), next(combinations), loss=loss, parameter=parameter
+        )  # fmt: skip
     yield from _special(name)
 
 

@@ -23,7 +23,16 @@ from fastae_kernels.jit.launch import aligned as rows_aligned
 
 from fastae.verify import budgets
 from fastae.verify.findings import Finding, announce, emit, named
-from fastae.verify.models import MODELS, VERIFY_PRECISIONS, Model, build, score_and_encode, training_step, triton_in
+from fastae.verify.models import (
+    MODELS,
+    TRAINED,
+    VERIFY_PRECISIONS,
+    Model,
+    build,
+    score_and_encode,
+    training_step,
+    triton_in,
+)
 from fastae.verify.workers import in_children, options
 
 SOURCES = [Path(fastae_kernels.jit.__file__).parent]
@@ -151,7 +160,7 @@ def run(target: str, quick: bool, only: str | None, used: set[budgets.Exempt]) -
     """Emit a finding for each kernel of each step; kernels that several steps share are read once."""
     seen: dict[int, Compiled] = {}
     for precision in VERIFY_PRECISIONS:
-        for model, batch in ((m, batch) for m in MODELS for batch in m.batches):
+        for model, batch in ((m, batch) for m in (*MODELS, *TRAINED) for batch in m.batches):
             if quick and (model.name, batch, precision) != QUICK:
                 continue
             announce(model.name, f"compiling for {target} in {precision}, batch {batch}")

@@ -22,7 +22,7 @@ from fastae_kernels.ops import Layer
 from torch import Tensor
 
 from fastae.models.dense import DenseAutoencoder
-from fastae.verify.cases import OPS, Case, implementation
+from fastae.verify.cases import OPS, TRAINED, Case, implementation
 from fastae.verify.findings import Finding, announce, emit, named
 from fastae.verify.inputs import EAGER, Draw
 from fastae.verify.models import VERIFY_PRECISIONS, Precision, build, training_step, triton_in
@@ -63,6 +63,13 @@ def cases(target: str, quick: bool, seed: int) -> Iterator[tuple[str, Case]]:
                 for precision in ("bfloat16", "float32") if not quick else (("bfloat16", "float32")[number % 2],):
                     dtype = VERIFY_PRECISIONS[precision].dtype
                     yield precision, Case(name, dtype, SHAPES[0], "relu", next(everything), (), seed + number, loss)
+        for number, (loss, parameter) in enumerate(TRAINED if op.lossy else ()):
+            if not quick or (number + turn) % 3 == 0:
+                for precision in ("bfloat16", "float32") if not quick else (("bfloat16", "float32")[number % 2],):
+                    dtype, options = VERIFY_PRECISIONS[precision].dtype, next(everything)
+                    yield precision, Case(
+                        name, dtype, SHAPES[0], "identity", options, (), seed + number, loss, parameter
+                    )  # fmt: skip
         if not quick:
             shape = SHAPES[turn % 2]
             yield "float64", Case(name, torch.float64, shape, "gelu" if op.activated else "identity", combinations[0])

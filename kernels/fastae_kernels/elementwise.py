@@ -3,12 +3,15 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from fastae_kernels import negative_binomial
 
 aten = torch.ops.aten
 
@@ -182,14 +185,17 @@ class LossKind(NamedTuple):
 class Loss(NamedTuple):
     """The loss of an output y [M, N] against a target t, as sums for the twins and as PyTorch has it for autograd.
 
-    `evaluate(y, t, setting, per_row, gradient, out)` returns the sum over all values [], or of each row [M], in `out`
-    if that is given, and writes the gradient by y, in units of `factor`, into `gradient` [M, N], which may be y. All
-    are contiguous and fp32 or fp64, and it makes no memory but by `torch.empty`, so that its calls can be repeated.
-    `functional(y, t, setting, reduction)` is PyTorch's own; "none" gives its values, one by one.
+    `evaluate(y, t, a, setting, per_row, gradient, da, out)` returns the sum over all values [], or of each row [M], in
+    `out` if that is given. It writes the gradient by y, in units of `factor`, into `gradient` [M, N], which may be y,
+    and that by the loss's parameter a (one for each column, [N], or one for all, [1]) of each value into `da` [M, N],
+    if that is given. a is None for a loss that has none, or that has the value 0. All are contiguous and fp32 or fp64,
+    and it makes no memory but by `torch.empty`, so that its calls can be repeated.
+    `functional(y, t, a, setting, reduction)` is for autograd, PyTorch's own where there is one; "none" gives its
+    values, one by one.
     """
 
-    evaluate: Callable[[Tensor, Tensor, float, bool, Tensor, Tensor | None], Tensor]
-    functional: Callable[[Tensor, Tensor, float, str], Tensor]
+    evaluate: Callable[[Tensor, Tensor, Tensor | None, float, bool, Tensor, Tensor | None, Tensor | None], Tensor]
+    functional: Callable[[Tensor, Tensor, Tensor | None, float, str], Tensor]
     factor: float  # dL/dy is this times what is stored
     default: float = 0.0  # the setting where none is given
     summed: bool = False  # a log-likelihood: summed over the features of a row, where the others take the mean
@@ -202,11 +208,17 @@ def sum_of_squares(e: Tensor, per_row: bool, out: Tensor | None = None) -> Tenso
     return torch.dot(e.view(-1), e.view(-1), out=out)
 
 
-def _mse(y: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+def _mse(
+    y: Tensor, t: Tensor, _a: Tensor | None, _: float, per_row: bool, gradient: Tensor, _da: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
     return sum_of_squares(torch.sub(y, t, out=gradient), per_row, out)
 
 
-def _mae(y: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+def _mae(
+    y: Tensor, t: Tensor, _a: Tensor | None, _: float, per_row: bool, gradient: Tensor, _da: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
     e = torch.sub(y, t, out=gradient)
     size = torch.abs(e, out=torch.empty_like(e))  # vector_norm(1) would add one after the other: 2e-5 off at 800,000
     total = torch.sum(size if per_row else size.view(-1), -1, out=out)
@@ -214,7 +226,10 @@ def _mae(y: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: T
     return total
 
 
-def _huber(y: Tensor, t: Tensor, delta: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+def _huber(
+    y: Tensor, t: Tensor, _a: Tensor | None, delta: float, per_row: bool, gradient: Tensor, _da: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
     """c (e - c / 2), c being e clamped to +-delta: e^2 / 2 inside, delta (|e| - delta / 2) outside."""
     e = torch.sub(y, t, out=gradient)
     c = torch.clamp(e, -delta, delta, out=torch.empty_like(e))
@@ -224,11 +239,31 @@ def _huber(y: Tensor, t: Tensor, delta: float, per_row: bool, gradient: Tensor, 
     return total
 
 
-def _gaussian(y: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
-    return sum_of_squares(torch.sub(y, t, out=gradient), per_row, out).mul_(0.5)
+def _gaussian(
+    p: Tensor, t: Tensor, s: Tensor | None, setting: float, per_row: bool, gradient: Tensor, ds: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """(e^2 exp(-s) + s) / 2, s = log sigma^2 being the parameter; without one e^2 exp(-setting) / 2."""
+    e = torch.sub(p, t, out=gradient)
+    if s is None:
+        total = sum_of_squares(e, per_row, out).mul_(0.5)
+        if setting:
+            total.mul_(math.exp(-setting))
+            gradient.mul_(math.exp(-setting))
+        return total
+    precision = torch.neg(s, out=torch.empty_like(s)).exp_()
+    terms = torch.mul(e, e, out=torch.empty_like(e)).mul_(precision)
+    e.mul_(precision)
+    if ds is not None:
+        torch.mul(terms, -0.5, out=ds).add_(0.5)
+    terms.add_(s).mul_(0.5)
+    return torch.sum(terms if per_row else terms.view(-1), -1, out=out)
 
 
-def _bernoulli(p: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+def _bernoulli(
+    p: Tensor, t: Tensor, _a: Tensor | None, _: float, per_row: bool, gradient: Tensor, _da: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
     """max(p, 0) - t p + log(1 + exp(-|p|)): neither overflows nor cancels."""
     size = torch.abs(p, out=torch.empty_like(p))
     terms = torch.clamp_min(p, 0, out=torch.empty_like(p))
@@ -239,7 +274,10 @@ def _bernoulli(p: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, 
     return total
 
 
-def _poisson(p: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, out: Tensor | None) -> Tensor:
+def _poisson(
+    p: Tensor, t: Tensor, _a: Tensor | None, _: float, per_row: bool, gradient: Tensor, _da: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
     """exp(p) - t p, without log(t!)."""
     linear = torch.mul(p, t, out=torch.empty_like(p))
     rate = torch.exp(p, out=gradient)
@@ -247,6 +285,15 @@ def _poisson(p: Tensor, t: Tensor, _: float, per_row: bool, gradient: Tensor, ou
     total = torch.sum(terms if per_row else terms.view(-1), -1, out=out)
     rate.sub_(t)
     return total
+
+
+def _nb(
+    p: Tensor, t: Tensor, a: Tensor | None, setting: float, per_row: bool, gradient: Tensor, da: Tensor | None,
+    out: Tensor | None,
+) -> Tensor:  # fmt: skip
+    a = p.new_empty(1).zero_() if a is None else a
+    out = p.new_empty(p.shape[:1] if per_row else ()) if out is None else out
+    return negative_binomial.evaluate_(gradient, da, out, p, t, a, setting)
 
 
 def _reduced(values: Tensor, reduction: str) -> Tensor:
@@ -257,24 +304,34 @@ def _reduced(values: Tensor, reduction: str) -> Tensor:
     return total if reduction == "sum" else total / values.shape[:-1].numel()
 
 
+def _gaussian_values(p: Tensor, t: Tensor, s: Tensor | None, setting: float) -> Tensor:
+    half = F.mse_loss(p, t, reduction="none") / 2
+    if s is None:
+        return half if setting == 0 else half * math.exp(-setting)
+    return half * torch.exp(-s) + s / 2
+
+
+def _nb_values(p: Tensor, t: Tensor, a: Tensor | None, setting: float) -> Tensor:
+    a = p.new_zeros(1) if a is None else a
+    values: Tensor = negative_binomial.NegativeBinomial.apply(p, t, a, setting)
+    return values
+
+
 #: name -> the loss; `jit/losses.py` has a pair of the same name for each
 LOSSES: dict[str, Loss] = {
-    "mse": Loss(_mse, lambda y, t, _, reduction: F.mse_loss(y, t, reduction=reduction), 2.0),
-    "mae": Loss(_mae, lambda y, t, _, reduction: F.l1_loss(y, t, reduction=reduction), 1.0),
-    "huber": Loss(
-        _huber, lambda y, t, delta, reduction: F.huber_loss(y, t, reduction=reduction, delta=delta), 1.0, 1.0
-    ),
-    "gaussian": Loss(
-        _gaussian, lambda p, t, _, r: _reduced(F.mse_loss(p, t, reduction="none") / 2, r), 1.0, summed=True
-    ),
+    "mse": Loss(_mse, lambda y, t, _a, _, r: F.mse_loss(y, t, reduction=r), 2.0),
+    "mae": Loss(_mae, lambda y, t, _a, _, r: F.l1_loss(y, t, reduction=r), 1.0),
+    "huber": Loss(_huber, lambda y, t, _a, delta, r: F.huber_loss(y, t, reduction=r, delta=delta), 1.0, 1.0),
+    "gaussian": Loss(_gaussian, lambda *given: _reduced(_gaussian_values(*given[:-1]), given[-1]), 1.0, summed=True),
     "bernoulli": Loss(
         _bernoulli,
-        lambda p, t, _, r: _reduced(F.binary_cross_entropy_with_logits(p, t, reduction="none"), r),
+        lambda p, t, _a, _, r: _reduced(F.binary_cross_entropy_with_logits(p, t, reduction="none"), r),
         1.0,
         summed=True,
     ),
     "poisson": Loss(
-        _poisson, lambda p, t, _, r: _reduced(F.poisson_nll_loss(p, t, reduction="none"), r), 1.0, summed=True
+        _poisson, lambda p, t, _a, _, r: _reduced(F.poisson_nll_loss(p, t, reduction="none"), r), 1.0, summed=True
     ),
+    "nb": Loss(_nb, lambda *given: _reduced(_nb_values(*given[:-1]), given[-1]), 1.0, summed=True),
 }
 MSE = LossKind("mse")

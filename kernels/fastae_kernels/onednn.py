@@ -184,7 +184,9 @@ class OneDNN(Reference):
         biases: Sequence[Tensor | None],
         activations: Sequence[str],
         kind: LossKind = MSE,
+        parameter: Tensor | None = None,
     ) -> Tensor:
+        criterion = Criterion(kind, "none", parameter=parameter)
         wide = torch.promote_types(x.dtype, torch.float32)
         errors = x.new_empty(len(x), dtype=wide)
         most = max(SCORE_ROWS, SCORE_VALUES // max(x.shape[1], *(w.shape[0] for w in weights), 1))
@@ -200,7 +202,7 @@ class OneDNN(Reference):
                 h, last = prepare(self.through(rows, weights[:-1], biases[:-1], activations[:-1], prepare), w)
                 layer = Layer(packed if last is w else last, biases[-1], activations[-1])
                 memory = None if scratch is None else Out(scratch=scratch[: len(rows)])
-                return self.linear_act_loss(h, layer, rows, Criterion(kind, "none"), out=memory)[0]
+                return self.linear_act_loss(h, layer, rows, criterion, out=memory)[0]
 
             out.copy_(rows_apart(rows, scores))
         return errors

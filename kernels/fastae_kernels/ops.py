@@ -48,6 +48,7 @@ class Criterion(NamedTuple):
     counted: [] int64 on the device, the rows that count: the others have no error, and a mean divides by these.
     share: below 1, values whose target is NaN do not count, and a mean divides by this share of the values.
     penalty: what the reduced loss is raised by.
+    parameter: of a loss that has one, in fp32 (fp64 for fp64): of each column that counts [N], or of all [1].
     """
 
     kind: LossKind = MSE
@@ -57,14 +58,20 @@ class Criterion(NamedTuple):
     counted: Tensor | None = None
     share: float = 1.0
     penalty: Penalty | None = None
+    parameter: Tensor | None = None
 
 
 class Out(NamedTuple):
-    """Memory for the results of a loss: dp [M, N], the scalar loss [], and fp32 of dp's shape to compute in."""
+    """Memory for the results of a loss: dp [M, N], the scalar loss [], and fp32 of dp's shape to compute in.
+
+    dparameter: for the gradient by the loss's parameter, in its shape and dtype, contiguous; it is made where there is
+    a place for it. Like dp, it has the row weights in and lacks what dp lacks.
+    """
 
     dp: Tensor | None = None
     loss: Tensor | None = None
     scratch: Tensor | None = None
+    dparameter: Tensor | None = None
 
 
 class Ops(Protocol):
@@ -140,10 +147,12 @@ class Ops(Protocol):
         reduction: str,
         need_dinput: bool = False,
         out: Out | None = None,
+        parameter: Tensor | None = None,
         row_weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """The loss of input [M, N] against target, summed, divided by the number of values for "mean" []; and its
-        gradient by the input, in full. `out` is for both, the gradient as `dp`; row_weight [M] as in `Criterion`."""
+        gradient by the input, in full. `out` is for both, the gradient as `dp`, and for that by the parameter;
+        row_weight [M] as in `Criterion`."""
         ...
 
     def linear_act_loss(
@@ -160,7 +169,7 @@ class Ops(Protocol):
 
         The loss is fp32, or fp64 for fp64. dp = row_weight dL/dy f'(p) lacks the loss's scale u (`LossKind.scale`),
         which `linear_wgrad` puts in: near convergence dp u is below the smallest fp16. y is compared before it is
-        rounded.
+        rounded. `out.dparameter` gets the sum over the rows of row_weight dL/da, once what is `pending` is summed.
         """
         ...
 
@@ -171,11 +180,12 @@ class Ops(Protocol):
         target: Tensor,
         criterion: Criterion,
         below: Below,
+        dparameter: Tensor | None = None,
         pending: Pending | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
         """`linear_act_loss` and, from its dp, dx = (dp w) * f'(...) of the layer below: (loss, dp [M, N], dx [M, K]).
 
-        What `below` saved may be x itself.
+        What `below` saved may be x itself. `dparameter` is the place that `Out` has for it.
         """
         ...
 
@@ -186,6 +196,7 @@ class Ops(Protocol):
         biases: Sequence[Tensor | None],
         activations: Sequence[str],
         kind: LossKind = MSE,
+        parameter: Tensor | None = None,
     ) -> Tensor:
         """Each row's mean loss against x after all layers, [M, K] -> [M]; fp32, or fp64 for fp64."""
         ...

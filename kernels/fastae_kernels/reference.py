@@ -102,19 +102,24 @@ class Reference:
         reduction: str,
         need_dinput: bool = False,
         out: Out | None = None,
+        parameter: Tensor | None = None,
         row_weight: Tensor | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         wide, memory = accumulator(input), out or Out()
         n = input.shape[0] * kind.width(input.shape[1]) if reduction == "mean" else 1
         dp, loss = (t if t is not None and t.dtype == wide else None for t in (memory.dp, memory.loss))
         gradient = input.new_empty(input.shape, dtype=wide) if dp is None else dp
-        y = input.to(wide)
-        if row_weight is None:
-            total = kind.row.evaluate(y, target, kind.setting, False, gradient, loss)
-        else:
-            total = torch.sum(kind.row.evaluate(y, target, kind.setting, True, gradient, None).mul_(row_weight), 0)
+        da = None if memory.dparameter is None else torch.empty_like(gradient)
+        y, per_row = input.to(wide), row_weight is not None
+        total = kind.row.evaluate(
+            y, target, parameter, kind.setting, per_row, gradient, da, None if per_row else loss
+        )  # fmt: skip
+        if row_weight is not None:
+            total = torch.sum(total.mul_(row_weight), 0)
             gradient.mul_(row_weight.unsqueeze(1))
         total = _placed(_mean(total, n), input.dtype, memory.loss)
+        if da is not None:
+            _sum_columns(da, row_weight, memory.dparameter).mul_(1 / n if n else 0.0)
         if not need_dinput:
             return total, None
         return total, _placed(gradient.mul_(kind.row.factor / n if n else 0.0), input.dtype, memory.dp)
@@ -144,9 +149,11 @@ class Reference:
         target: Tensor,
         criterion: Criterion,
         below: Below,
+        dparameter: Tensor | None = None,
         pending: Pending | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        loss, dp = self.linear_act_loss(x, layer, target, criterion, need_dp=True)
+        out = Out(dparameter=dparameter)
+        loss, dp = self.linear_act_loss(x, layer, target, criterion, True, out)
         assert dp is not None
         dx = self.linear_dgrad_act(dp, layer.w, below.saved, below.activation, None, below.dropout)
         if criterion.counted is not None:
@@ -160,10 +167,13 @@ class Reference:
         biases: Sequence[Tensor | None],
         activations: Sequence[str],
         kind: LossKind = MSE,
+        parameter: Tensor | None = None,
     ) -> Tensor:
+        criterion = Criterion(kind, "none", parameter=parameter)
+
         def scores(prepare: Prepare) -> Tensor:
             h, w = prepare(self.through(x, weights[:-1], biases[:-1], activations[:-1], prepare), weights[-1])
-            return self.linear_act_loss(h, Layer(w, biases[-1], activations[-1]), x, Criterion(kind, "none"))[0]
+            return self.linear_act_loss(h, Layer(w, biases[-1], activations[-1]), x, criterion)[0]
 
         return rows_apart(x, scores)
 
@@ -248,7 +258,7 @@ def act_loss(
     y = torch.empty_like(p) if f.saves == "p" else p
     f.forward(p, y)
     gradient = torch.empty_like(y) if need_dp and f.saves == "y" else y
-    loss = evaluated(y, target, criterion, gradient, out.loss)
+    loss = evaluated(y, target, criterion, gradient, out)
     if not need_dp:
         return loss, None
     dp = gradient
@@ -259,39 +269,60 @@ def act_loss(
     return loss, _placed(dp, dtype, out.dp)
 
 
-def evaluated(y: Tensor, target: Tensor, criterion: Criterion, gradient: Tensor, out: Tensor | None = None) -> Tensor:
-    """The reduced loss of y [M, N], in `out` if it is a scalar; dL/dy in units of the loss's factor, without row
-    weights, into `gradient`, which may be y."""
-    kind, reduction, row_weight, features, counted, share, _ = criterion
+def evaluated(y: Tensor, target: Tensor, criterion: Criterion, gradient: Tensor, memory: Out) -> Tensor:
+    """The reduced loss of y [M, N], in `memory.loss` if it is a scalar; dL/dy in units of the loss's factor, without
+    row weights, into `gradient`, which may be y."""
+    kind, reduction, row_weight, features, counted, share, _, a = criterion
     rows, columns = y.shape
     if share < 1:
-        return _of_counted_values(y, target, criterion, gradient)
+        return _of_counted_values(y, target, criterion, gradient, memory)
     per_row = reduction == "none" or row_weight is not None
+    out, wanted = None if per_row else memory.loss, memory.dparameter is not None
     if features is None and counted is None:
-        total = kind.row.evaluate(y, target, kind.setting, per_row, gradient, None if per_row else out)
-        return reduced(total, rows, columns, criterion, out)
+        da = torch.empty_like(y) if wanted else None
+        total = kind.row.evaluate(y, target, a, kind.setting, per_row, gradient, da, out)
+        if da is not None:
+            _sum_columns(da, row_weight, memory.dparameter)
+        return reduced(total, rows, columns, criterion, memory.loss)
     rows = rows if counted is None else min(int(counted), rows)
     columns = columns if features is None else min(features, columns)
     y, target = y[:rows, :columns].contiguous(), target[:rows, :columns].contiguous()
-    inside = torch.empty_like(y)
-    total = kind.row.evaluate(y, target, kind.setting, per_row, inside, None if per_row else out)
+    inside, da = torch.empty_like(y), torch.empty_like(y) if wanted else None
+    total = kind.row.evaluate(y, target, a, kind.setting, per_row, inside, da, out)
     gradient.zero_()[:rows, :columns] = inside
+    if da is not None:
+        _sum_columns(da, None if row_weight is None else row_weight[:rows], memory.dparameter)
     if per_row:
         whole = total.new_zeros(len(gradient))
         whole[:rows] = total
         total = whole
-    return reduced(total, rows, columns, criterion, out)
+    return reduced(total, rows, columns, criterion, memory.loss)
 
 
-def _of_counted_values(y: Tensor, target: Tensor, criterion: Criterion, gradient: Tensor) -> Tensor:
+def _sum_columns(da: Tensor, row_weight: Tensor | None, out: Tensor | None) -> Tensor:
+    """The gradient by the loss's parameter, of each column or of all in one, from that of each value [M, N]."""
+    assert out is not None
+    if row_weight is not None:
+        da.mul_(row_weight.unsqueeze(1))
+    return torch.sum(da if out.numel() == da.shape[1] else da.view(-1, 1), 0, out=out)
+
+
+def _of_counted_values(y: Tensor, target: Tensor, criterion: Criterion, gradient: Tensor, memory: Out) -> Tensor:
     """`evaluated` where targets are NaN that do not count: of the other values alone, brought together."""
-    kind, reduction, row_weight, features, counted, *_ = criterion
+    kind, reduction, row_weight, features, counted, *_, parameter = criterion
     rows = len(y) if counted is None else min(int(counted), len(y))
     columns = y.shape[1] if features is None else min(features, y.shape[1])
     places = (~target[:rows, :columns].isnan()).nonzero(as_tuple=True)
-    values, inside = y[places].unsqueeze(1), y.new_empty(len(places[0]), 1)
-    terms = kind.row.evaluate(values, target[places].unsqueeze(1), kind.setting, True, inside, None)
+    values, wanted = y[places].unsqueeze(1), target[places].unsqueeze(1)
+    inside = y.new_empty(len(places[0]), 1)
+    a = parameter if parameter is None or parameter.numel() == 1 else parameter[places[1]].unsqueeze(1)
+    da = None if memory.dparameter is None else torch.empty_like(inside)
+    terms = kind.row.evaluate(values, wanted, a, kind.setting, True, inside, da, None)
     gradient.zero_()[places] = inside.squeeze(1)
+    if da is not None and memory.dparameter is not None:
+        everywhere = torch.zeros_like(y)
+        everywhere[places] = da.squeeze(1)
+        _sum_columns(everywhere[:, : max(columns, 1)].contiguous(), row_weight, memory.dparameter)
     of_rows = y.new_zeros(len(y)).index_add_(0, places[0], terms)
     total = of_rows if reduction == "none" or row_weight is not None else of_rows.sum()
     return reduced(total, rows, columns, criterion)

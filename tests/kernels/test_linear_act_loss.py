@@ -27,6 +27,7 @@ from cases import (
     short,
     slope_of,
     strided,
+    suited,
     three_ways,
     transposed,
     uniform,
@@ -63,10 +64,7 @@ def by_the_book(
     x: Tensor, layer: Layer, target: Tensor, criterion: Criterion, dtype: torch.dtype
 ) -> tuple[Tensor, Tensor]:
     """Loss and dp in `dtype`, from closed forms and autograd: all that counts, taken out by masks."""
-    (x, (w, b, activation), target), (kind, reduction, row_weight, features, counted, *_) = (
-        (x, layer, target),
-        criterion,
-    )
+    (w, b, activation), (kind, reduction, row_weight, features, counted, *_) = layer, criterion
     M, N = target.shape
     rows, columns = M if counted is None else int(counted), N if features is None else features
     counts = torch.zeros(M, N, dtype=torch.bool)
@@ -135,6 +133,7 @@ def test_each_loss_by_the_book(kind: LossKind, dtype: torch.dtype) -> None:
     turns = (("identity", "mean", None), ("sigmoid", "none", row_weight), ("gelu", "sum", row_weight.to(dtype)))
     for number, (activation, reduction, weight) in enumerate(turns):
         x, f, t = case(activation, M, N, K, dtype)
+        t = suited(kind, t)
         for name, ops in IMPLEMENTATIONS.items():
             if name != "triton" or (ALL_KINDS.index(kind) + DTYPES.index(dtype)) % 3 == number:
                 check_by_the_book(ops, x, f, t, Criterion(kind, reduction, weight))
@@ -251,11 +250,12 @@ def test_columns_that_do_not_count_are_no_part_of_the_weights() -> None:
     """Rows filled up with weights of 0 and any target: loss and gradients are those of the layer that is not."""
     x, f, t = (wide(a) for a in case("sigmoid", 9, 7, 12, torch.float32))
     more = Layer(f.w.new_zeros(16, 12), f.b.new_zeros(16), "sigmoid")
-    more.w[:7], more.b[:7], target = f.w, f.b, t.new_full((9, 16), 5.0)
-    target[:, :7] = t
+    more.w[:7], more.b[:7] = f.w, f.b
     for reduction, kind, ops in itertools.product(REDUCTIONS, (*KINDS[:3], *ALL_KINDS[5:]), IMPLEMENTATIONS.values()):
+        target = t.new_full((9, 16), 5.0)
+        target[:, :7] = suited(kind, t)
         criterion = Criterion(kind, reduction)
-        loss, dp, dx = TORCH.decoder_loss(x, f, t, criterion, Below(x, "relu"))
+        loss, dp, dx = TORCH.decoder_loss(x, f, suited(kind, t), criterion, Below(x, "relu"))
         for found, wide_dp, *wide_dx in (
             ops.linear_act_loss(x, more, target, criterion._replace(features=7), True),
             ops.decoder_loss(x, more, target, criterion._replace(features=7), Below(x, "relu")),

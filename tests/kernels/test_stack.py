@@ -18,6 +18,7 @@ from cases import (
     loss_of,
     normal,
     short,
+    suited,
     three_ways,
     uniform,
     wide,
@@ -74,7 +75,8 @@ def test_activations(activation: str, dtype: torch.dtype) -> None:
 def test_each_loss(kind: LossKind, dtype: torch.dtype) -> None:
     """The mean of each row by closed forms in fp64, and as a user writes it; a stack of one layer and of more."""
     for dims in ((33, 33), (37, 20, 5, 37)):
-        x, weights, biases, names = args = stack(35, dims, dtype, ["gelu", "relu", "sigmoid"][1 - len(dims) :])
+        x, *layers = stack(35, dims, dtype, ["gelu", "relu", "sigmoid"][1 - len(dims) :])
+        x, weights, biases, names = args = (suited(kind, x), *layers)
         h, rounded = x.double(), x
         for w, b, name in zip(weights, biases, names, strict=True):
             h, rounded = EAGER[name](linear(h, w.double(), b.double())), EAGER[name](linear(rounded, w, b))

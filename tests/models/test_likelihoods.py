@@ -12,12 +12,14 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.distributions import Bernoulli, Normal, Poisson
+from torch.distributions import Bernoulli, NegativeBinomial, Normal, Poisson
 
 import fastae
 from fastae.nn.log_likelihood import LOG_LIKELIHOODS, check_support
 
-KINDS = tuple(LOG_LIKELIHOODS)
+# With something to train, and one with a number of its own
+WITH = ("gaussian:scale=learned", "gaussian:scale=per_feature", "nb")
+KINDS = (*LOG_LIKELIHOODS, *WITH[:2], "gaussian:scale=0.5")
 MODES = ["plain", "tied", "BatchNorm", "own forward"]
 
 
@@ -35,34 +37,38 @@ def model(kind: str, mode: str = "plain", dtype: torch.dtype = torch.float64) ->
     )
     if mode == "BatchNorm":
         made.encoder.insert(1, nn.BatchNorm1d(7, dtype=dtype))
+    if made.loss_parameter is not None:
+        nn.init.normal_(made.loss_parameter)
     return made
 
 
 def rows(kind: str, count: int = 40, dtype: torch.dtype = torch.float64) -> Tensor:
     """Data that the likelihood is for."""
     generator = torch.Generator().manual_seed(0)
-    if kind == "gaussian":
+    if kind.startswith("gaussian"):
         return torch.randn(count, 12, generator=generator, dtype=torch.float64).to(dtype)
     rate = torch.rand(count, 12, generator=generator, dtype=torch.float64) * (1 if kind == "bernoulli" else 4)
     draw = torch.bernoulli if kind == "bernoulli" else torch.poisson
     return draw(rate, generator=generator).to(dtype)
 
 
-def log_prob(kind: str, p: Tensor, t: Tensor) -> Tensor:
+def log_prob(ae: fastae.DenseAutoencoder, p: Tensor, t: Tensor) -> Tensor:
     """log p(t), value by value."""
-    law = {
-        "gaussian": lambda: Normal(p, 1.0),
-        "bernoulli": lambda: Bernoulli(logits=p),
-        "poisson": lambda: Poisson(p.exp()),
-    }
-    return law[kind]().log_prob(t)
+    part, a = ae.likelihood, ae.loss_parameter
+    if isinstance(part, fastae.likelihoods.Gaussian):
+        return Normal(p, part.scale if a is None else torch.exp(a / 2)).log_prob(t)
+    if part.name == "nb":
+        assert a is not None
+        return NegativeBinomial(a.exp().expand_as(p), logits=p - a).log_prob(t)
+    return (Bernoulli(logits=p) if part.name == "bernoulli" else Poisson(p.exp())).log_prob(t)
 
 
 def constants(kind: str, t: Tensor) -> Tensor:
     """What the score has and the loss has not, by the book."""
-    if kind == "gaussian":
-        return t.new_full((len(t),), t.shape[1] * 0.5 * math.log(2 * math.pi))
-    return torch.lgamma(t + 1).sum(1) if kind == "poisson" else t.new_zeros(len(t))
+    if kind.startswith("gaussian"):
+        fixed = math.log(0.5) if kind.endswith("0.5") else 0.0
+        return t.new_full((len(t),), t.shape[1] * (0.5 * math.log(2 * math.pi) + fixed))
+    return t.new_zeros(len(t)) if kind == "bernoulli" else torch.lgamma(t + 1).sum(1)
 
 
 # ---------------------------------------------------------------- loss, score, output
@@ -73,7 +79,7 @@ def constants(kind: str, t: Tensor) -> Tensor:
 def test_loss_and_score_are_log_likelihoods_in_nats(kind: str, mode: str, backend: str) -> None:
     ae, x = model(kind, mode).eval(), rows(kind)
     p = ae.decoder(ae.encoder(x * 0.9 if mode == "own forward" else x))
-    nats = -log_prob(kind, p, x).sum(1)
+    nats = -log_prob(ae, p, x).sum(1)
     torch.testing.assert_close(ae.score(x), nats.detach(), rtol=1e-10, atol=0)
     loss, wanted = ae.loss(x), (nats - constants(kind, x)).mean()
     torch.testing.assert_close(loss, wanted, rtol=1e-10, atol=0)
@@ -85,15 +91,17 @@ def test_loss_and_score_are_log_likelihoods_in_nats(kind: str, mode: str, backen
 def test_what_comes_out_is_the_mean_of_the_data(kind: str) -> None:
     ae, x = model(kind), rows(kind)
     p = ae.decoder(ae.encoder(x))
-    mean = {"gaussian": p, "bernoulli": torch.sigmoid(p), "poisson": torch.exp(p)}[kind]
+    functions = {"bernoulli": torch.sigmoid, "poisson": torch.exp, "nb": torch.exp}
+    mean = functions.get(kind, lambda p: p)(p)
     torch.testing.assert_close(ae(x), mean)
     torch.testing.assert_close(ae.decode(ae.encode(x)), mean)
     torch.testing.assert_close(ae.logits(x), p)
     torch.testing.assert_close(torch.from_numpy(ae(x.numpy())), mean.detach())
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ["gaussian", "bernoulli", "poisson", "gaussian:scale=0.5"])
 def test_extreme_logits_stay_finite(kind: str) -> None:
+    ae = model(kind)
     p = torch.tensor([[-200.0, 200.0, -80.0, 80.0]])
     t = torch.tensor([[0.0, 1.0, 0.0, 1.0]])
     for backend in ("torch", "triton"):
@@ -101,7 +109,7 @@ def test_extreme_logits_stay_finite(kind: str) -> None:
             p = p.clamp(max=80)
         with fastae.use_backend(backend):
             loss = fastae.linear_act_loss(p, torch.eye(4), None, t, loss=kind)
-        truth = -log_prob(kind, p.double(), t.double()).sum() - constants(kind, t.double()).sum()
+        truth = -log_prob(ae, p.double(), t.double()).sum() - constants(kind, t.double()).sum()
         torch.testing.assert_close(loss.double(), truth, rtol=1e-5, atol=1e-6)
 
 
@@ -117,7 +125,7 @@ def test_a_step_is_what_a_plain_loop_does(kind: str, mode: str, backend: str) ->
     for batch in (x[:16], x[16:32], x[32:], x[3:10]):
         found = step(batch)
         p = theirs.decoder(theirs.encoder(batch * 0.9 if mode == "own forward" else batch))
-        loss = (-log_prob(kind, p, batch).sum(1) - constants(kind, batch)).mean()
+        loss = (-log_prob(theirs, p, batch).sum(1) - constants(kind, batch)).mean()
         optimizers[1].zero_grad()
         loss.backward()
         optimizers[1].step()
@@ -198,7 +206,7 @@ def test_data_that_a_likelihood_is_not_for() -> None:
     check_support("poisson", torch.empty(0, 12), "x")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", LOG_LIKELIHOODS)
 def test_an_output_activation_beside_a_likelihood_is_refused(kind: str) -> None:
     text = f"^DenseAutoencoder: output_activation must be 'identity' beside likelihood '{kind}', which has a mean"
     with pytest.raises(ValueError, match=text):

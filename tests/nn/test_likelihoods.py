@@ -8,18 +8,23 @@ from dataclasses import FrozenInstanceError
 
 import pytest
 
-from fastae.likelihoods import MAE, MSE, PARTS, Huber, Likelihood, parsed, spelled
+from fastae.likelihoods import MAE, MSE, PARTS, Gaussian, Huber, Likelihood, NegativeBinomial, parsed, spelled
 
 NAMES = ", ".join(PARTS)
-EACH = (MSE(), MAE(), Huber(), Huber(0.3), Huber(2.5), Huber(1e-30))
+EACH = (
+    MSE(), MAE(), Huber(), Huber(0.3), Huber(2.5), Huber(1e-30), Gaussian(), Gaussian(2), Gaussian("learned"),
+    Gaussian("per_feature"), NegativeBinomial(), NegativeBinomial(theta=10),
+)  # fmt: skip
 
 
 def test_repr_gives_back_the_constructor_call() -> None:
     assert [repr(part) for part in EACH] == [
         "MSE()", "MAE()", "Huber(delta=1.0)", "Huber(delta=0.3)", "Huber(delta=2.5)", "Huber(delta=1e-30)",
+        "Gaussian(scale=1.0)", "Gaussian(scale=2.0)", "Gaussian(scale='learned')", "Gaussian(scale='per_feature')",
+        "NegativeBinomial(theta=1.0)", "NegativeBinomial(theta=10.0)",
     ]  # fmt: skip
     for part in EACH:
-        assert eval(repr(part), {"MSE": MSE, "MAE": MAE, "Huber": Huber}) == part
+        assert eval(repr(part), {type(part).__name__: type(part)}) == part
 
 
 def test_equality_and_hash() -> None:
@@ -50,6 +55,14 @@ def test_spelling() -> None:
     assert parsed("huber:delta=2") == Huber(2.0)
     assert parsed("huber:") == parsed("huber:delta=1") == Huber()
     assert [part.setting for part in EACH[:4]] == [0.0, 0.0, 1.0, 0.3]
+    assert [spelled(part) for part in EACH[6:]] == [
+        "gaussian", "gaussian:scale=2.0", "gaussian:scale=learned", "gaussian:scale=per_feature", "nb", "nb:theta=10.0",
+    ]  # fmt: skip
+    assert [part.setting for part in EACH[6:]] == [0.0, 2 * math.log(2), 0.0, 0.0, 0.0, 0.0]
+    assert parsed("gaussian:scale=1") == Gaussian()
+    assert [part.parameter and part.parameter.name for part in EACH[6:]] == [
+        None, None, "log_variance", "log_variance", "log_theta", "log_theta",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("delta", [0, 0.0, -1, -0.5, math.inf, -math.inf, math.nan, "1", None, 1j, [1.0]], ids=repr)

@@ -1,6 +1,7 @@
 """What the kernel tests have in common: dtypes, hostile shapes, awkward views, sensible numbers for each activation,
 losses in closed form, the three-way rule for an op."""
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -73,12 +74,26 @@ def saved(activation: str, M: int, N: int, dtype: torch.dtype) -> Tensor | None:
 
 KINDS = (LossKind("mse"), LossKind("mae"), LossKind("huber", 0.3), LossKind("huber", 1.0), LossKind("huber", 2.5))
 # Losses of an error, and negative log-likelihoods of what the last layer gives, which a row sums
-ALL_KINDS = (*KINDS, LossKind("gaussian"), LossKind("bernoulli"), LossKind("poisson"))
+ALL_KINDS = (
+    *KINDS, LossKind("gaussian"), LossKind("bernoulli"), LossKind("poisson"), LossKind("nb"), LossKind("gaussian", 0.7),
+)  # fmt: skip
 
 
-def loss_of(kind: LossKind, y: Tensor, t: Tensor | float = 0.0) -> Tensor:
-    """The loss of each value, as a book has it; of a log-likelihood without its constants."""
+def suited(kind: LossKind, t: Tensor) -> Tensor:
+    """A target that the loss is for: counts where it is one of counts and no formula has a meaning elsewhere."""
+    return (2 * t).round().abs() if kind.name == "nb" else t
+
+
+def loss_of(kind: LossKind, y: Tensor, t: Tensor | float = 0.0, a: Tensor | None = None) -> Tensor:
+    """The loss of each value, as a book has it; of a log-likelihood without its constants. a: its parameter."""
     e = y - t
+    if kind.name == "nb":
+        a = torch.zeros_like(y) if a is None else a
+        theta = a.exp()
+        gammas = torch.lgamma(t + theta) - torch.lgamma(theta)
+        return (t + theta) * torch.logaddexp(a.expand_as(y), y) - theta * a - t * y - gammas
+    if kind.name == "gaussian" and a is not None:
+        return (e * e * torch.exp(-a) + a) / 2
     size, delta = e.abs(), kind.setting
     if kind.name == "huber":
         return torch.where(size <= delta, e * e / 2, delta * (size - delta / 2))
@@ -86,17 +101,29 @@ def loss_of(kind: LossKind, y: Tensor, t: Tensor | float = 0.0) -> Tensor:
         return torch.log1p(torch.exp(-y.abs())) + y.clamp(min=0) - t * y
     if kind.name == "poisson":
         return torch.exp(y) - t * y
-    return {"mse": e * e, "mae": size, "gaussian": e * e / 2}[kind.name]
+    return {"mse": e * e, "mae": size, "gaussian": e * e / 2 * math.exp(-delta)}[kind.name]
 
 
-def slope_of(kind: LossKind, y: Tensor, t: Tensor | float = 0.0) -> Tensor:
+def slope_of(kind: LossKind, y: Tensor, t: Tensor | float = 0.0, a: Tensor | None = None) -> Tensor:
     """Its derivative by y."""
     e = y - t
+    a = torch.full((1,), kind.setting if kind.name == "gaussian" else 0.0, dtype=y.dtype) if a is None else a
     slopes = {
         "mse": lambda: 2 * e, "mae": e.sign, "huber": lambda: e.clamp(-kind.setting, kind.setting),
-        "gaussian": lambda: e, "bernoulli": lambda: torch.sigmoid(y) - t, "poisson": lambda: torch.exp(y) - t,
+        "gaussian": lambda: e * torch.exp(-a), "bernoulli": lambda: torch.sigmoid(y) - t,
+        "poisson": lambda: torch.exp(y) - t,
+        "nb": lambda: torch.exp(a) * (torch.exp(y) - t) / (torch.exp(a) + torch.exp(y)),
     }  # fmt: skip
     return slopes[kind.name]()
+
+
+def parameter_slope_of(kind: LossKind, y: Tensor, t: Tensor, a: Tensor) -> Tensor:
+    """Its derivative by the parameter."""
+    if kind.name == "gaussian":
+        return (1 - (y - t) ** 2 * torch.exp(-a)) / 2
+    theta, mu = a.exp(), y.exp()
+    digammas = torch.digamma(t + theta) - torch.digamma(theta)
+    return -theta * (digammas - torch.log1p(mu / theta) + (mu - t) / (theta + mu))
 
 
 def width_of(kind: LossKind, features: int) -> int:
@@ -111,7 +138,8 @@ def eager_loss(kind: LossKind) -> Callable[..., Tensor]:
     if kind in KINDS:
         return {"mse": F.mse_loss, "mae": F.l1_loss}[kind.name]
     values = {
-        "gaussian": lambda y, t: F.mse_loss(y, t, reduction="none") / 2,
+        "gaussian": lambda y, t: F.mse_loss(y, t, reduction="none") / 2 * math.exp(-kind.setting),
+        "nb": lambda y, t: -torch.distributions.NegativeBinomial(1.0, logits=y).log_prob(t) - torch.lgamma(t + 1),
         "bernoulli": lambda y, t: F.binary_cross_entropy_with_logits(y, t, reduction="none"),
         "poisson": lambda y, t: F.poisson_nll_loss(y, t, reduction="none"),
     }[kind.name]

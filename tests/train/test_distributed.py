@@ -51,10 +51,10 @@ def own_loss(ae: DenseAutoencoder) -> list[list[float]]:
 
 def trained(
     *, seed: int = 0, own: bool = False, callbacks: tuple[Callback, ...] = (), x: Any = None, tied: bool = False,
-    **options: Any,
+    likelihood: str = "mse", **options: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What `fit` leaves, with the batches of this process if the loss is the model's own."""
-    ae = model(seed, tied=tied)
+    ae = model(seed, tied=tied, likelihood=likelihood)
     batches = own_loss(ae) if own else []
     options = {"epochs": 4, "batch_size": 16, "lr": 1e-2, "progress": False} | options
     history = ae.fit(data() if x is None else x, callbacks=callbacks, **options)
@@ -95,6 +95,8 @@ def call(options: dict[str, Any]) -> dict[str, Any]:
         {"validation_data": data(33) * 2},
         {"own": True},
         {"own": True, "batch_size": 31, "tied": True},
+        {"likelihood": "gaussian:scale=per_feature", "batch_size": 31},
+        {"likelihood": "nb", "x": np.abs(data()).round(), "lr": 1e-3},
     ],
     ids=str,
 )

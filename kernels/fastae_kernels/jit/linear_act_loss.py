@@ -13,9 +13,9 @@ from torch import Tensor
 from fastae_kernels.elementwise import ACTIVATIONS
 from fastae_kernels.jit import launch, tiles
 from fastae_kernels.jit.activations import PAIRS
-from fastae_kernels.jit.losses import LOSS_PAIRS
+from fastae_kernels.jit.losses import LOSS_PAIRS, parameter_meta, parameter_partials, store_parameter_sums
 from fastae_kernels.jit.random import dropout_tile, dropping, kept_of, state_of
-from fastae_kernels.jit.sums import sum_rows
+from fastae_kernels.jit.sums import sum_partials
 from fastae_kernels.jit.tile_ops import dot_tile, narrow, offsets, operand, plus_bias, row_sum, tile_of, workspace
 from fastae_kernels.ops import Below, Criterion, Layer, Out, Pending
 
@@ -40,6 +40,13 @@ def _output_tile(
     if SHARE < 1:
         counts &= t == t
     return FORWARD(p), t.to(ACC), counts
+
+
+@triton.jit
+def _parameter_row(ptr, offs_n, mask_n, features, stride_an, ACC: tl.constexpr):
+    """The loss's parameter of each column that counts, [1, N]."""
+    mask = mask_n if features is None else mask_n & (offs_n < features)
+    return tl.load(ptr + offs_n * stride_an, mask=mask, other=0.0).to(ACC)[None, :]
 
 
 @triton.jit
@@ -79,16 +86,18 @@ def _store_sum(ptr, rows, penalty_ptr, factor_ptr, parts, ROWS, BLOCK_PENALTY: t
 
 @triton.jit
 def _linear_act_loss_kernel(
-    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, counted_ptr, penalty_ptr, factor_ptr, loss_ptr, dp_ptr,
-    M, N, K, features, denominator, parts,
-    stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, stride_tm, stride_tn, stride_rm,
+    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, counted_ptr, parameter_ptr, penalty_ptr, factor_ptr,
+    loss_ptr, dp_ptr, dparameter_ptr, M, N, K, features, denominator, parts,
+    stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, stride_tm, stride_tn, stride_rm, stride_an,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, FROM_P: tl.constexpr,
-    VALUE: tl.constexpr, GRADIENT: tl.constexpr, SETTING: tl.constexpr, PER_ROW: tl.constexpr, MEAN: tl.constexpr,
-    SHARE: tl.constexpr, BLOCK_PENALTY: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    VALUE: tl.constexpr, GRADIENT: tl.constexpr, PARAMETER: tl.constexpr, SETTING: tl.constexpr, SHARED: tl.constexpr,
+    PER_ROW: tl.constexpr, MEAN: tl.constexpr, SHARE: tl.constexpr, BLOCK_PENALTY: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_I: tl.constexpr, BLOCK_J: tl.constexpr, BLOCK_R: tl.constexpr, GROUP: tl.constexpr,
 ):  # fmt: skip
     """loss = sum row_weight VALUE(y, target) / denominator of one tile: [tiles], or PER_ROW [column tiles, M].
-    dp = row_weight GRADIENT(y, target) f'(p), contiguous [M, N], is stored if its pointer is given.
+    dp = row_weight GRADIENT(y, target) f'(p), contiguous [M, N], and the sums of row_weight PARAMETER(y, target) are
+    stored if their pointers are given.
     """
     pid_m, pid_n = tile_of(tl.program_id(0), M, N, BLOCK_I, BLOCK_J, GROUP)
     offs_m, mask_m = offsets(pid_m, M, BLOCK_I)
@@ -104,12 +113,20 @@ def _linear_act_loss_kernel(
         p, target_ptr, offs_m, offs_n, read_m[:, None] & mask_n[None, :], features, stride_tm, stride_tn, FORWARD,
         ACC, SHARE,
     )  # fmt: skip
-    loss = row_sum(VALUE(y, t, SETTING), counts) / _denominator_of(denominator, counted_ptr, MEAN, SHARE, ACC)
-    dy = tl.where(counts, GRADIENT(y, t, SETTING), 0.0)
+    a = None
+    if parameter_ptr is not None:
+        a = _parameter_row(parameter_ptr, offs_n, mask_n, features, stride_an, ACC)
+    loss = row_sum(VALUE(y, t, a, SETTING), counts) / _denominator_of(denominator, counted_ptr, MEAN, SHARE, ACC)
+    dy = tl.where(counts, GRADIENT(y, t, a, SETTING), 0.0)
     if row_weight_ptr is not None:
         row_weight = tl.load(row_weight_ptr + offs_m * stride_rm, mask=read_m, other=0.0).to(ACC)
         loss *= row_weight
         dy *= row_weight[:, None]
+    if dparameter_ptr is not None:
+        da = tl.where(counts, PARAMETER(y, t, a, SETTING), 0.0)
+        if row_weight_ptr is not None:
+            da *= row_weight[:, None]
+        store_parameter_sums(dparameter_ptr, da, tl.program_id(0), pid_m, offs_n, mask_n, N, SHARED)
     if PER_ROW:
         tl.store(loss_ptr + pid_n.to(tl.int64) * M + offs_m, loss, mask=mask_m)
     else:
@@ -143,13 +160,15 @@ def _store_dx(
 
 @triton.jit
 def _decoder_loss_kernel(
-    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, counted_ptr, penalty_ptr, factor_ptr, saved_ptr, state_ptr,
-    loss_ptr, dp_ptr, dx_ptr, M, N, K, features, denominator, parts,
+    x_ptr, w_ptr, b_ptr, target_ptr, row_weight_ptr, counted_ptr, parameter_ptr, penalty_ptr, factor_ptr,
+    saved_ptr, state_ptr, loss_ptr, dp_ptr, dparameter_ptr, dx_ptr, M, N, K, features, denominator, parts,
     stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, stride_tm, stride_tn, stride_rm, stride_sm, stride_sk,
+    stride_an,
     FORWARD: tl.constexpr, BACKWARD: tl.constexpr, FROM_P: tl.constexpr, BELOW: tl.constexpr,
     DROPOUT: tl.constexpr, STREAM: tl.constexpr, KEPT: tl.constexpr,
-    VALUE: tl.constexpr, GRADIENT: tl.constexpr, SETTING: tl.constexpr, PER_ROW: tl.constexpr, MEAN: tl.constexpr,
-    SHARE: tl.constexpr, BLOCK_PENALTY: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
+    VALUE: tl.constexpr, GRADIENT: tl.constexpr, PARAMETER: tl.constexpr, SETTING: tl.constexpr, SHARED: tl.constexpr,
+    PER_ROW: tl.constexpr, MEAN: tl.constexpr, SHARE: tl.constexpr, BLOCK_PENALTY: tl.constexpr,
+    ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_N: tl.constexpr, BLOCK_K: tl.constexpr,
 ):  # fmt: skip
     """As above for a block of rows and all N, [row blocks] or PER_ROW [M]; and dx = (dp w) * f'(saved) of the layer
@@ -165,6 +184,7 @@ def _decoder_loss_kernel(
     if row_weight_ptr is not None:
         row_weight = tl.load(row_weight_ptr + offs_m * stride_rm, mask=read_m, other=0.0).to(ACC)
     loss = tl.zeros((BLOCK_M,), dtype=ACC)
+    da_of_rows = tl.zeros((BLOCK_M,), dtype=ACC)
     dx = tl.zeros((BLOCK_M, BLOCK_K), dtype=ACC)
     for first_n in range(0, N, BLOCK_N):
         offs_n = tl.arange(0, BLOCK_N).to(tl.int64) + first_n
@@ -179,10 +199,21 @@ def _decoder_loss_kernel(
             p, target_ptr, offs_m, offs_n, read_m[:, None] & mask_n[None, :], features, stride_tm, stride_tn,
             FORWARD, ACC, SHARE,
         )  # fmt: skip
-        loss += row_sum(VALUE(y, t, SETTING), counts)
-        dy = tl.where(counts, GRADIENT(y, t, SETTING), 0.0)
+        a = None
+        if parameter_ptr is not None:
+            a = _parameter_row(parameter_ptr, offs_n, mask_n, features, stride_an, ACC)
+        loss += row_sum(VALUE(y, t, a, SETTING), counts)
+        dy = tl.where(counts, GRADIENT(y, t, a, SETTING), 0.0)
         if row_weight_ptr is not None:
             dy *= row_weight[:, None]
+        if dparameter_ptr is not None:
+            da = tl.where(counts, PARAMETER(y, t, a, SETTING), 0.0)
+            if row_weight_ptr is not None:
+                da *= row_weight[:, None]
+            if SHARED:
+                da_of_rows += tl.sum(da, axis=1)
+            else:
+                store_parameter_sums(dparameter_ptr, da, pid, pid, offs_n, mask_n, N, False)
         dp = narrow(BACKWARD(dy, p if FROM_P else y), dp_ptr.dtype.element_ty)
         tl.store(dp_ptr + offs_m[:, None] * N + offs_n[None, :], dp, mask=mask)
         dx = tl.dot(operand(dp), w, dx, input_precision=PRECISION, out_dtype=ACC)
@@ -193,6 +224,8 @@ def _decoder_loss_kernel(
         tl.store(loss_ptr + offs_m, loss, mask=mask_m)
     else:
         _store_sum(loss_ptr, loss, penalty_ptr, factor_ptr, parts, M, BLOCK_PENALTY, ACC)
+    if dparameter_ptr is not None and SHARED:
+        _store_sum(dparameter_ptr, da_of_rows, None, None, 0, M, BLOCK_PENALTY, ACC)
     # In halves: gelu's derivative of all 256 columns at once spilled on sm_90
     HALF: tl.constexpr = BLOCK_K // 2
     left, right = tl.split(tl.permute(tl.reshape(dx, (BLOCK_M, 2, HALF)), (0, 2, 1)))
@@ -206,8 +239,10 @@ def _decoder_loss_kernel(
     )  # fmt: skip
 
 
-def _empty_loss(x: Tensor, M: int, reduction: str) -> Tensor:
+def _empty_loss(x: Tensor, M: int, reduction: str, dparameter: Tensor | None) -> Tensor:
     """The loss of no values: a sum of 0, a mean of NaN."""
+    if dparameter is not None:
+        dparameter.zero_()
     shape = (M,) if reduction == "none" else ()
     return workspace(x, *shape).fill_(0.0 if reduction == "sum" else float("nan"))
 
@@ -228,13 +263,17 @@ def _denominator(M: int, N: int, criterion: Criterion) -> int:
     return columns if criterion.reduction == "none" else 1
 
 
-def _summed(loss: Tensor, partials: Tensor, pending: Pending | None) -> Tensor:
-    """The loss: now, or once what `pending` holds is summed."""
-    if partials is loss:
-        return loss
-    if pending is None:
-        return sum_rows(partials, loss)
-    pending.append((partials, loss))
+def _summed(
+    loss: Tensor, partials: Tensor, dparameter: Tensor | None, parts: Tensor | None, pending: Pending | None
+) -> Tensor:
+    """The loss, and the gradient by its parameter: now, or once what `pending` holds is summed."""
+    pairs = [] if partials is loss else [(partials, loss)]
+    if parts is not None and dparameter is not None:
+        pairs.append((parts, dparameter))
+    if pending is not None:
+        pending += pairs
+    elif pairs:
+        sum_partials(pairs)
     return loss
 
 
@@ -251,6 +290,7 @@ def _pairs(layer: Layer, criterion: Criterion) -> dict[str, object]:
     return {
         "FORWARD": forward, "BACKWARD": backward, "FROM_P": ACTIVATIONS[layer.activation].saves == "p",
         "VALUE": value, "GRADIENT": gradient, "SETTING": criterion.kind.setting,
+        **parameter_meta(criterion.kind, criterion.parameter),
         "PER_ROW": criterion.reduction == "none", "MEAN": criterion.reduction == "mean",
         "SHARE": criterion.share, "BLOCK_PENALTY": tiles.PENALTY_BLOCK,
     }  # fmt: skip
@@ -270,23 +310,24 @@ def linear_act_loss(
     memory = out or Out()
     dp = launch.output(x, (M, N), memory.dp) if need_dp else None
     if M * N == 0:
-        return _empty_loss(x, M, criterion.reduction), dp
-    tile = tiles.choose(M, N, K, x, w, table=tiles.LOSS_TILES)
+        return _empty_loss(x, M, criterion.reduction, memory.dparameter), dp
+    tile = tiles.choose_loss(M, N, K, x, w, trained=criterion.parameter is not None)
     tiles_m, tiles_n = triton.cdiv(M, tile.rows), triton.cdiv(N, tile.cols)
     per_row = criterion.reduction == "none"
     sums, shape = (tiles_n, (M,)) if per_row else (tiles_m * tiles_n, ())
     loss, partials = _loss_and_partials(x, sums, shape, memory.loss)
     penalty, factor, parts = _penalty_of(criterion)
+    da = parameter_partials(x, memory.dparameter, tiles_m, tiles_m * tiles_n, N)
     launch.launch(
         _linear_act_loss_kernel, tiles_m * tiles_n, x,
-        x, w, b, target, row_weight, criterion.counted, penalty, factor, partials, dp, M, N, K, criterion.features,
-        _denominator(M, N, criterion), parts,
+        x, w, b, target, row_weight, criterion.counted, criterion.parameter, penalty, factor, partials, dp, da,
+        M, N, K, criterion.features, _denominator(M, N, criterion), parts,
         *x.stride(), *w.stride(), 0 if b is None else b.stride(0), *target.stride(),
         0 if row_weight is None else row_weight.stride(0),
         **_pairs(layer, criterion), ACC=launch.accumulator(x.dtype), PRECISION=launch.dot_precision(x.dtype),
         **tile.meta(),
     )  # fmt: skip
-    return _summed(loss, partials, pending), dp
+    return _summed(loss, partials, memory.dparameter, da, pending), dp
 
 
 def decoder_loss(
@@ -295,6 +336,7 @@ def decoder_loss(
     target: Tensor,
     criterion: Criterion,
     below: Below,
+    dparameter: Tensor | None = None,
     pending: Pending | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     w, b, _ = layer
@@ -305,15 +347,16 @@ def decoder_loss(
         raise ValueError(f"decoder_loss: x must have at most {tiles.DECODER_WIDTH} columns; got [{M}, {K}]")
     dp, dx = x.new_empty((M, N)), x.new_empty((M, K))
     if M * N == 0:
-        return _empty_loss(x, M, criterion.reduction), dp, dx.zero_()
-    tile = tiles.choose_decoder(M, N, K, x, w)
+        return _empty_loss(x, M, criterion.reduction, dparameter), dp, dx.zero_()
+    tile = tiles.choose_decoder(M, N, K, x, w, trained=criterion.parameter is not None)
     per_row = criterion.reduction == "none"
     programs = triton.cdiv(M, tile.rows)
     loss, partials = _loss_and_partials(x, 1 if per_row else programs, (M,) if per_row else ())
+    da = parameter_partials(x, dparameter, programs, programs, N)
     launch.launch(
         _decoder_loss_kernel, programs, x,
-        x, w, b, target, row_weight, criterion.counted, penalty, factor, saved, state_of(dropout), partials, dp, dx,
-        M, N, K, criterion.features, _denominator(M, N, criterion), parts,
+        x, w, b, target, row_weight, criterion.counted, criterion.parameter, penalty, factor, saved, state_of(dropout),
+        partials, dp, da, dx, M, N, K, criterion.features, _denominator(M, N, criterion), parts,
         *x.stride(), *w.stride(), 0 if b is None else b.stride(0), *target.stride(),
         0 if row_weight is None else row_weight.stride(0), *((0, 0) if saved is None else saved.stride()),
         BELOW=PAIRS[activation_below][1], **dropping(dropout), KEPT=kept_of(dropout, activation_below),
@@ -321,7 +364,7 @@ def decoder_loss(
         ACC=launch.accumulator(x.dtype), PRECISION=launch.dot_precision(x.dtype),
         BLOCK_M=tile.rows, BLOCK_N=tile.cols, BLOCK_K=tile.depth, num_warps=tile.warps, num_stages=tile.stages,
     )  # fmt: skip
-    return _summed(loss, partials, pending), dp, dx
+    return _summed(loss, partials, dparameter, da, pending), dp, dx
 
 
 def fits_decoder(K: int, dtype: torch.dtype) -> bool:

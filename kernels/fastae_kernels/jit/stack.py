@@ -18,7 +18,7 @@ from fastae_kernels.jit import launch, tiles
 from fastae_kernels.jit.activations import PAIRS
 from fastae_kernels.jit.linear_act import linear_act_fwd
 from fastae_kernels.jit.linear_act_loss import linear_act_loss
-from fastae_kernels.jit.losses import LOSS_PAIRS
+from fastae_kernels.jit.losses import LOSS_PAIRS, parameter_meta
 from fastae_kernels.jit.tile_ops import dot_tile, narrow, offsets, operand, row_sum, workspace
 from fastae_kernels.jit.tiles import STACK_WIDTH
 from fastae_kernels.ops import Criterion, Layer
@@ -131,8 +131,8 @@ def _stack_encode_kernel(
 
 @triton.jit
 def _stack_score_kernel(
-    x_ptr, weights, biases, strides, last_w_ptr, last_b_ptr, score_ptr, M, K, denominator,
-    stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, activations, LAST: tl.constexpr,
+    x_ptr, weights, biases, strides, last_w_ptr, last_b_ptr, parameter_ptr, score_ptr, M, K, denominator,
+    stride_xm, stride_xk, stride_wn, stride_wk, stride_bn, stride_an, activations, LAST: tl.constexpr,
     VALUE: tl.constexpr, SETTING: tl.constexpr,
     WIDTHS: tl.constexpr, BLOCKS: tl.constexpr, CHUNK: tl.constexpr, ACC: tl.constexpr, PRECISION: tl.constexpr,
     BLOCK_M: tl.constexpr, BLOCK_R: tl.constexpr, BLOCK_N: tl.constexpr,
@@ -156,7 +156,10 @@ def _stack_score_kernel(
             p += tl.load(last_b_ptr + offs_n * stride_bn, mask=mask_n, other=0.0).to(ACC)[None, :]
         mask = mask_m[:, None] & mask_n[None, :]
         x = tl.load(x_ptr + offs_m[:, None] * stride_xm + offs_n[None, :] * stride_xk, mask=mask, other=0.0)
-        total += row_sum(VALUE(LAST(p), x.to(ACC), SETTING), mask)
+        a = None
+        if parameter_ptr is not None:
+            a = tl.load(parameter_ptr + offs_n * stride_an, mask=mask_n, other=0.0).to(ACC)[None, :]
+        total += row_sum(VALUE(LAST(p), x.to(ACC), a, SETTING), mask)
     tl.store(score_ptr + offs_m, total / tl.cast(denominator, ACC), mask=mask_m)
 
 
@@ -198,22 +201,26 @@ def stack_score(
     biases: Sequence[Tensor | None],
     activations: Sequence[str],
     kind: LossKind = MSE,
+    parameter: Tensor | None = None,
 ) -> Tensor:
     """Every hidden layer has at most 256 features."""
     if len(weights) == 1:
-        return linear_act_loss(x, Layer(weights[0], biases[0], activations[0]), x, Criterion(kind, "none"))[0]
+        criterion = Criterion(kind, "none", parameter=parameter)
+        return linear_act_loss(x, Layer(weights[0], biases[0], activations[0]), x, criterion)[0]
     M, K = x.shape
     _check("stack_score: hidden layers", [w.shape[0] for w in weights[:-1]])
     score = workspace(x, M)
     if K == 0:
         return score.fill_(float("nan"))
-    tile = tiles.choose_stack(M, K, x)
+    tile = tiles.choose_stack(M, K, x, parameter is not None)
     w, b = weights[-1], biases[-1]
     launch.launch(
         _stack_score_kernel, triton.cdiv(M, tile.rows), x,
-        x_ptr=x, last_w_ptr=w, last_b_ptr=b, score_ptr=score, M=M, K=K, denominator=kind.width(K),
+        x_ptr=x, last_w_ptr=w, last_b_ptr=b, parameter_ptr=parameter, score_ptr=score,
+        M=M, K=K, denominator=kind.width(K),
         stride_xm=x.stride(0), stride_xk=x.stride(1),
         stride_wn=w.stride(0), stride_wk=w.stride(1), stride_bn=0 if b is None else b.stride(0),
+        stride_an=parameter_meta(kind, parameter)["stride_an"],
         LAST=PAIRS[activations[-1]][0], VALUE=LOSS_PAIRS[kind.name][0], SETTING=kind.setting, BLOCK_N=tile.cols,
         **_hidden(x, weights[:-1], biases[:-1], activations[:-1], tile),
     )  # fmt: skip

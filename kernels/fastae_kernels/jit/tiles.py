@@ -125,6 +125,12 @@ DECODER_SMALL: dict[str, Tile] = {
     "ieee": Tile(32, 16, 256, 4, 2),
     "double": Tile(16, 16, 256, 8, 1),
 }
+# The same for a loss with a parameter, whose terms take more registers.
+DECODER_TRAINED: dict[str, Tile] = {
+    "half": Tile(32, 32, 256, 8, 2),
+    "tf32": Tile(32, 16, 256, 8, 1),
+    "ieee": Tile(32, 16, 256, 8, 2),
+}
 # `stack_score`, in the same way: rows carried, columns of the last layer per step, columns of x per step of the first.
 STACK_TILES: dict[tuple[str, str], Tile] = {
     ("blackwell", "half"): Tile(64, 64, 64, 8, 3),
@@ -144,13 +150,24 @@ STACK_SMALL: dict[str, Tile] = {
     "double": Tile(16, 16, 16, 8, 1),
 }
 # `linear_sample` and `linear_dgrad_sample`: rows, and steps of the reduction; two accumulators of all latents each.
-SAMPLE_TILES: dict[str, Tile] = {
+SAMPLE_SMALL: dict[str, Tile] = {
     "half": Tile(32, 128, 64, 8, 2),
     "tf32": Tile(32, 128, 32, 8, 2),
     "ieee": Tile(16, 128, 32, 4, 2),  # with 32 rows sm_100 spilled at 128 latents
     "double": Tile(16, 128, 16, 8, 1),
 }
+SAMPLE_TILES: dict[tuple[str, str], Tile] = {
+    # 32 rows of 128 latents spill
+    ("amd", "half"): Tile(16, 128, 32, 8, 1),
+    ("amd", "tf32"): Tile(16, 128, 32, 8, 1),
+    ("amd", "ieee"): Tile(16, 128, 32, 8, 1),
+}
 SAMPLE_WIDTH = 128  # the most latents of which a block of rows stays on chip
+# Where the tile above spills with a loss that has a parameter.
+STACK_TRAINED: dict[tuple[str, str], Tile] = {
+    ("blackwell", "half"): Tile(32, 64, 64, 8, 3),
+    ("ampere", "ieee"): Tile(32, 16, 32, 8, 2),
+}
 STACK_CHUNK = {"half": 128, "tf32": 64, "ieee": 16, "double": 16}  # columns of a hidden layer multiplied at a time
 FILL = 128  # programs: about one for each SM of an A100 or H100
 
@@ -161,25 +178,37 @@ def choose(rows: int, cols: int, depth: int, *operands: Tensor, table: dict[tupl
     return table[kind, operands[0].dtype.itemsize].clipped(rows, cols, depth)
 
 
-def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
-    """The tile of `decoder_loss`; `depth` is all of K."""
+def choose_loss(rows: int, cols: int, depth: int, *operands: Tensor, trained: bool = False) -> Tile:
+    """The tile of `linear_act_loss`; `trained`: of a loss with a parameter, whose terms take more registers."""
+    tile = choose(rows, cols, depth, *operands, table=LOSS_TILES)
+    if not trained:
+        return tile
+    return replace(tile, rows=min(tile.rows, TRAINED_TILE[0]), cols=min(tile.cols, TRAINED_TILE[1]), warps=8)
+
+
+def choose_decoder(rows: int, cols: int, depth: int, *operands: Tensor, trained: bool = False) -> Tile:
+    """The tile of `decoder_loss`; `depth` is all of K. `trained` as above."""
     kind, gpu = product(operands[0].dtype), family()
+    if trained and aligned(*operands) and gpu != "amd" and kind in DECODER_TRAINED:  # AMD's are as small
+        return DECODER_TRAINED[kind].clipped(rows, cols, depth)
     tile = DECODER_TILES.get((gpu if aligned(*operands) else "unaligned", kind), DECODER_SMALL[kind])
     return _filling(rows, tile, DECODER_SMALL[kind]).clipped(rows, cols, depth)
 
 
 def choose_sample(rows: int, cols: int, depth: int, *operands: Tensor) -> Tile:
     """The tile of `linear_sample` and `linear_dgrad_sample`, whose `cols` are all latents."""
-    tile = SAMPLE_TILES[product(operands[0].dtype)].clipped(rows, SAMPLE_WIDTH, depth)
-    return replace(
-        tile, cols=cols, warps=tile.warps if cols > 64 else min(tile.warps, 4)
-    )  # stores of 16 bytes a thread
+    kind = product(operands[0].dtype)
+    tile = SAMPLE_TILES.get((family(), kind), SAMPLE_SMALL[kind]).clipped(rows, SAMPLE_WIDTH, depth)
+    # stores of 16 bytes a thread
+    return replace(tile, cols=cols, warps=tile.warps if cols > 64 else min(tile.warps, 4))
 
 
-def choose_stack(rows: int, depth: int, x: Tensor) -> Tile:
-    """The tile of `stack_score` and `stack_encode`; `depth` is the width of x."""
+def choose_stack(rows: int, depth: int, x: Tensor, trained: bool = False) -> Tile:
+    """The tile of `stack_score` and `stack_encode`; `depth` is the width of x. `trained` as above."""
     kind = product(x.dtype)
     tile = STACK_TILES.get((family(), kind), STACK_SMALL[kind])
+    if trained:
+        tile = STACK_TRAINED.get((family(), kind), tile)
     return _filling(rows, tile, STACK_SMALL[kind]).clipped(rows, depth, depth)
 
 
@@ -191,6 +220,8 @@ def _filling(rows: int, tile: Tile, small: Tile) -> Tile:
 
 LOSS_BLOCK = 4096  # elements that a program of `loss` reads of each tensor; fixed: it decides the order of the sum
 GATHER_TILE = (16, 128)  # rows and columns of `gather`: 16 values a thread, and four of a counter beside each other
+LOSS_BLOCK_TRAINED = 1024  # the same of a loss with a parameter: with 16 values a thread the negative binomial spilled
+TRAINED_TILE = (64, 32)  # the most rows and columns of a tile of `linear_act_loss` with such a loss: 8 values a thread
 ACT_BWD_BYTES = 16384  # of a block of `act_bwd`, counted in fp32: 32 values a thread
 PENALTY_BLOCK = 256  # partial sums of a penalty that are added at once
 DECODER_WIDTH = 256  # the widest x of which `decoder_loss` keeps a block of rows on chip
