@@ -71,3 +71,28 @@ score = _transform(
 def info(model: Path) -> None:
     """Describe a saved model."""
     print(fastae.load(model).summary())
+
+
+@click.command()
+@click.argument("model", type=click.Path(path_type=Path))
+@click.option("--n", default=60, show_default=True, help="How many rows.")
+@click.option("--seed", default=0, show_default=True)
+@click.option("--out", required=True, type=click.Path(path_type=Path), help=".npy or .csv file, or a picture, .png.")
+@force
+@device
+@backend
+def sample(model: Path, n: int, seed: int, out: Path, force: bool, device: str, backend: str | None) -> None:
+    """Draw new rows from a saved model with a variational code, in the units of its training data."""
+    set_up(backend)
+    check_writable(out, force)
+    ae = fastae.load(model, device_named(device))
+    rows = ae.sample(n, seed=seed).flatten(1).cpu().float().numpy()
+    if out.suffix == ".png":
+        from fastae.train.plots import is_drawable, plot_samples, square_image
+
+        image = getattr(ae, "image", None) or square_image(rows.shape[1])
+        if image is None or not is_drawable(image) or not n:
+            raise ValueError(f"--out must be .npy or .csv for rows that are no images; got {out}")
+        plot_samples(rows, out, image)
+        return
+    write_rows(out, iter([rows if ae.scaler is None else ae.scaler.inverse_transform(rows)]), n)

@@ -18,6 +18,7 @@ COMMANDS = {
     "train": "fastae.cli.train",
     "encode": "fastae.cli.apply",
     "reconstruct": "fastae.cli.apply",
+    "sample": "fastae.cli.apply",
     "score": "fastae.cli.apply",
     "info": "fastae.cli.apply",
     "explain": "fastae.cli.analysis",

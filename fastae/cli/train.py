@@ -24,9 +24,10 @@ from fastae.data.writers import check_new_folder, new_folder, write_atomically
 from fastae.models.base import Autoencoder
 from fastae.models.conv import ConvAutoencoder
 from fastae.models.dense import DenseAutoencoder
+from fastae.models.objective import noisy
 from fastae.nn.arguments import seed_number
 from fastae.train.distributed import Ranks, launched, own_device, restarts
-from fastae.train.plots import is_drawable, plot_reconstructions, square_image
+from fastae.train.plots import is_drawable, plot_reconstructions, plot_samples, square_image
 from fastae.train.rows import split_rows
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -49,6 +50,10 @@ LARGE = 100.0  # root mean square of data above which scaling is worth a word
 @click.option("--output-activation", default="identity", show_default=True)
 @click.option("--likelihood", help="mse (default), mae, huber, gaussian, bernoulli (default with --image), poisson or "
               "nb; options as in huber:delta=2 and gaussian:scale=learned.")  # fmt: skip
+@click.option("--corrupt", help="Noise on the rows of each step: mask:0.3, gaussian:0.4, salt_pepper:0.2, swap:0.15, "
+              "drop:0.5; options as in gaussian:0.4,low=0,high=1.")  # fmt: skip
+@click.option("--dropout", default=0.0, show_default=True, help="Share of the hidden outputs that a step puts to 0.")
+@click.option("--bottleneck", help="What is asked of the code: variational, variational:beta=0.5,warmup_steps=1000.")
 @click.option("--tied", is_flag=True, help="The decoder uses the encoder's weights transposed.")
 @click.option("--scale", default="none", show_default=True, help="none, unit (min-max) or standard, per feature.")
 @click.option("--epochs", default=100, show_default=True)
@@ -131,16 +136,17 @@ def _model(options: dict[str, Any]) -> Callable[..., Autoencoder]:
     names = {name: options[name] for name in ("activation", "code_activation", "output_activation")}
     if options["likelihood"] is not None:
         names["likelihood"] = options["likelihood"]
+    names |= {name: options[name] for name in ("corrupt", "bottleneck") if options[name] is not None}
     if ("features" in given) == ("image" in given):
         raise click.UsageError("give --features, or --image with --channels: one of the two")
-    of_other = ("channels", "code") if "features" in given else ("decoder_features", "tied")
+    of_other = ("channels", "code") if "features" in given else ("decoder_features", "tied", "dropout")
     for name in of_other:
         if options[name]:
             other, own = ("--image", "--features") if "features" in given else ("--features", "--image")
             raise click.UsageError(f"--{name.replace('_', '-')} goes with {other}, not with {own}")
     if "features" in given:
         return partial(DenseAutoencoder, given["features"], decoder_features=given.get("decoder_features"),
-                       tied=options["tied"], **names)  # fmt: skip
+                       tied=options["tied"], dropout=options["dropout"], **names)  # fmt: skip
     if "channels" not in given:
         raise click.UsageError("--image needs --channels, e.g. 32,32")
     return partial(ConvAutoencoder, given["image"], given["channels"], options["code"], **names)
@@ -248,7 +254,26 @@ def _draw(model: Autoencoder, history: fastae.History, x: NDArray[Any], out: Pat
         history.plot(out / "loss.png")
         image = model.image if isinstance(model, ConvAutoencoder) else square_image(x.shape[1])
         if image is not None and is_drawable(image):
-            plot_reconstructions(x[:10], model(x[:10]), out / "reconstructions.png", image)
+            rows = x[:10]
+            given = rows if model.corrupt is None else noisy(model.corrupt, torch.from_numpy(rows).float()).numpy()
+            spoilt = None if model.corrupt is None else given
+            plot_reconstructions(rows, model(given), out / "reconstructions.png", image, spoilt)
+            if model.bottleneck is not None:
+                plot_samples(_flat(model.sample(60)), out / "samples.png", image)
+                plot_samples(_interpolation(model, x), out / "interpolation.png", image)
     except ImportError as error:
         return f" (no pictures: {error})"
     return ""
+
+
+def _flat(images: torch.Tensor) -> NDArray[Any]:
+    return images.flatten(1).cpu().float().numpy()
+
+
+def _interpolation(model: Autoencoder, x: NDArray[Any]) -> NDArray[Any]:
+    """Ten reconstructions on the straight way from the code of one row to that of another, for up to four pairs."""
+    pairs = min(4, len(x) // 2)
+    codes = model.encode(x[: 2 * pairs]) if pairs else model.encode(x[[0, 0]])
+    steps = np.linspace(0, 1, 10, dtype=codes.dtype)[:, None]
+    lines = [(1 - steps) * first + steps * last for first, last in zip(codes[::2], codes[1::2], strict=True)]
+    return np.asarray(model.decode(np.concatenate(lines))).reshape(10 * len(lines), -1)

@@ -102,6 +102,15 @@ def _corrupted(part: Noise, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     return rows, target
 
 
+def noisy(part: Noise, x: Tensor, seed: int = 0) -> Tensor:
+    """x [rows, features] with that noise, the same for the same seed; swapped values are x's own."""
+    state = torch.tensor([seed, 0, 0], device=x.device)
+    rows = torch.empty_like(x)
+    with torch.no_grad():
+        corrupt(x, x, corruption_of(part, Key(state, 0), groups_of(part, x.shape[1], x.device)), rows)
+    return rows
+
+
 # ---------------------------------------------------------------- bounds of the likelihood
 
 

@@ -55,32 +55,48 @@ def plot_reconstructions(
     reconstructions: NDArray[Any],
     path: str | os.PathLike[str],
     image: Sequence[int] | None = None,
+    noisy: NDArray[Any] | None = None,
 ) -> None:
     """Originals [count, pixels] in the upper row, their reconstructions below, on one scale; three channels in colours.
+    Between them, what the reconstructions were made of, if that was `noisy`.
 
     image: (channels, height, width), square and grey by default.
     """
-    count = len(originals)
     image = square_image(originals.shape[1]) if image is None else image
-    if image is None or not count or originals.shape[1] != math.prod(image) or not is_drawable(image):
+    if image is None or not len(originals) or originals.shape[1] != math.prod(image) or not is_drawable(image):
         raise ValueError(
             f"plot_reconstructions: originals must be [count, side * side] or as image {image}, of 1 or 3 channels; "
             f"got {list(originals.shape)}"
         )
-    _, height, width = image
-    figure = new_figure(count, 2.3 * min(3.0, max(1.0, height / width)))
-    rows = figure.subplots(2, count, squeeze=False)
+    rows = {"original": originals, "noisy": noisy, "reconstruction": reconstructions}
     low, high = float(np.min(originals)), float(np.max(originals))
-    for images, axes, title in zip((originals, reconstructions), rows, ("original", "reconstruction"), strict=True):
-        for pixels, axis in zip(images, axes, strict=True):
-            shaped = np.moveaxis(pixels.reshape(image), 0, -1)
+    plot_images({title: images for title, images in rows.items() if images is not None}, path, image, low, high)
+
+
+def plot_images(
+    rows: Mapping[str, NDArray[Any]], path: str | os.PathLike[str], image: Sequence[int], low: float, high: float
+) -> None:
+    """Rows of images [count, pixels] with a title each ("" for none), white at `low` and black at `high`."""
+    _, height, width = image
+    count = max(map(len, rows.values()))
+    figure = new_figure(count, 1.15 * len(rows) * min(3.0, max(1.0, height / width)))
+    for (title, images), axes in zip(rows.items(), figure.subplots(len(rows), count, squeeze=False), strict=True):
+        for axis in axes:
+            axis.set_axis_off()
+        for pixels, axis in zip(images, axes, strict=False):
+            shaped = np.moveaxis(np.asarray(pixels).reshape(image), 0, -1)
             if image[0] == 1:
                 axis.imshow(shaped[..., 0], cmap="gray_r", vmin=low, vmax=high)
             else:
                 axis.imshow(np.clip((shaped - low) / max(high - low, 1e-12), 0, 1))
-            axis.set_axis_off()
-        axes[0].set_title(title, loc="left", fontsize=9)
+        axes[0].set_title(title.strip(), loc="left", fontsize=9)
     _save(figure, path)
+
+
+def plot_samples(images: NDArray[Any], path: str | os.PathLike[str], image: Sequence[int], wide: int = 10) -> None:
+    """A grid of images [count, pixels], `wide` in a row."""
+    lines = {" " * n: images[n * wide : (n + 1) * wide] for n in range(-(-len(images) // wide))}
+    plot_images(lines, path, image, float(np.min(images)), float(np.max(images)))
 
 
 def _save(figure: Any, path: str | os.PathLike[str]) -> None:
