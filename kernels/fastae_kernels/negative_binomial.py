@@ -85,9 +85,9 @@ def stirling(x: Tensor) -> Tensor:
     return series * inverse + torch.where(small, shifted, 0.0)
 
 
-def value(p: Tensor, t: Tensor, a: Tensor, setting: float) -> Tensor:
+def value(p: Tensor, t: Tensor, a: Tensor, setting: float, made_of: Parts | None = None) -> Tensor:
     """-log p(t) - lgamma(t + 1); with a setting, without t log t - t in it, which `remainder` takes account of."""
-    _, theta, d, log_t, log_mu, excess = parts(p, t, a)
+    _, theta, d, log_t, log_mu, excess = parts(p, t, a) if made_of is None else made_of
     some = t > 0
     positive = torch.where(some, t, 1.0)
     log = positive.log()
@@ -174,9 +174,10 @@ def evaluate_(
         result: Tensor = handle_torch_function(evaluate_, (gradient, out, p, t, a), gradient, da, out, p, t, a, setting)
         return result
     t = t.to(p.dtype)
-    made = value(p, t, a, setting)
+    made_of = parts(p, t, a)
+    made = value(p, t, a, setting, made_of)
     torch.sum(made if out.dim() else made.view(-1), -1, out=out)
     if da is not None:
-        da.copy_(slope_of_log_theta(p, t, a))
-    gradient.copy_(slope(p, t, a))
+        torch.sub(made_of.excess, _digammas(t, made_of.theta), out=da)
+    torch.mul(made_of.d, -made_of.theta, out=gradient)
     return out
