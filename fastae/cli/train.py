@@ -254,7 +254,7 @@ def _draw(model: Autoencoder, history: fastae.History, x: NDArray[Any], out: Pat
         history.plot(out / "loss.png")
         image = model.image if isinstance(model, ConvAutoencoder) else square_image(x.shape[1])
         if image is not None and is_drawable(image):
-            rows = x[:10]
+            rows = _spread(x, 10)
             given = rows if model.corrupt is None else noisy(model.corrupt, torch.from_numpy(rows).float()).numpy()
             spoilt = None if model.corrupt is None else given
             plot_reconstructions(rows, model(given), out / "reconstructions.png", image, spoilt)
@@ -266,14 +266,18 @@ def _draw(model: Autoencoder, history: fastae.History, x: NDArray[Any], out: Pat
     return ""
 
 
+def _spread(x: NDArray[Any], count: int) -> NDArray[Any]:
+    """So many rows, from the first to the last: files are often sorted."""
+    return x[np.linspace(0, len(x) - 1, count).astype(int)]
+
+
 def _flat(images: torch.Tensor) -> NDArray[Any]:
     return images.flatten(1).cpu().float().numpy()
 
 
 def _interpolation(model: Autoencoder, x: NDArray[Any]) -> NDArray[Any]:
-    """Ten reconstructions on the straight way from the code of one row to that of another, for up to four pairs."""
-    pairs = min(4, len(x) // 2)
-    codes = model.encode(x[: 2 * pairs]) if pairs else model.encode(x[[0, 0]])
+    """Ten reconstructions on the straight way from the code of one row to that of another, for four pairs."""
+    codes = model.encode(_spread(x, 8))
     steps = np.linspace(0, 1, 10, dtype=codes.dtype)[:, None]
     lines = [(1 - steps) * first + steps * last for first, last in zip(codes[::2], codes[1::2], strict=True)]
     return np.asarray(model.decode(np.concatenate(lines))).reshape(10 * len(lines), -1)

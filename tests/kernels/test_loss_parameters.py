@@ -67,7 +67,9 @@ def test_by_the_book(kind: LossKind, which: str, dtype: torch.dtype) -> None:
     parts = ((None, None, None), (uniform(M, low=0, high=3, seed=5), N - 5, torch.tensor(35)))
     reductions = ("mean", "none", "sum", "mean")
     for number, ((row_weight, features, counted), reduction) in enumerate(zip(parts * 2, reductions, strict=True)):
-        criterion = Criterion(kind, reduction, row_weight, features, counted, parameter=parameter(which, features or N, dtype))
+        criterion = Criterion(
+            kind, reduction, row_weight, features, counted, parameter=parameter(which, features or N, dtype)
+        )
         p = [x.to(d) @ w.to(d).T + b.to(d) for d in (wide, torch.float64)]
         same, truth = by_the_book(p[0], t, criterion, wide), by_the_book(p[1], t, criterion, torch.float64)
         for name, ops in IMPLEMENTATIONS.items():
