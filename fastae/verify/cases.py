@@ -11,13 +11,16 @@ from typing import Any
 
 import torch
 from fastae_kernels.elementwise import ACTIVATIONS, LOSSES, LossKind
+from fastae_kernels.noise import CORRUPTIONS
 from fastae_kernels.ops import Below, Criterion, Layer, Out
 from torch import Tensor
 
 from fastae.nn.backend import ops
+from fastae.verify import random_cases
 from fastae.verify.inputs import FAR, VIEWS, Draw
 
 DTYPES = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
+NARROW = DTYPES[:3]  # of normal numbers, which are fp32 whatever they are added to
 # M, N, K: one, odd, one row or column, just past a tile of 32, several tiles each way
 SHAPES = ((3, 5, 7), (33, 1, 17), (70, 37, 96), (1, 33, 2), (5, 2, 65), (1, 1, 1))
 EMPTY_SHAPES = ((0, 3, 4), (3, 0, 4), (3, 4, 0), (0, 0, 4), (0, 3, 0), (3, 0, 0), (0, 0, 0))
@@ -38,6 +41,7 @@ class Op:
     activated: bool = True
     options: dict[str, tuple[Any, ...]] | None = None
     floor_of_x: bool = False  # hidden rows are rounded to x's dtype on the way to an fp32 result
+    dtypes: tuple[torch.dtype, ...] = DTYPES
     lossy: bool = False  # whether it takes a loss: the cases are squared error's, and some of each other one
 
 
@@ -76,9 +80,9 @@ class Case:
 
 
 def implementation(backend: str, op: str) -> Callable[..., Any]:
-    """An op on a backend; the gradient by a loss's parameter is the last of its results, where there is one."""
+    """An op on a backend, which returns what is to be compared; the gradient by a loss's parameter comes last."""
     call: Callable[..., Any] = getattr(ops(backend), op)
-    return partial(_WITH_PARAMETER[op], call) if op in _WITH_PARAMETER else call
+    return partial(_RESULTS[op], call) if op in _RESULTS else call
 
 
 def _loss_results(call: Callable[..., Any], *args: Any) -> tuple[Any, ...]:
@@ -99,7 +103,9 @@ def _decoder_loss_results(call: Callable[..., Any], *args: Any) -> tuple[Any, ..
     return *call(*args, place), place
 
 
-_WITH_PARAMETER = {
+_RESULTS = {
+    "linear_sample": random_cases.sample_results,
+    "gather": random_cases.gather_results,
     "loss": _loss_results,
     "linear_act_loss": _linear_act_loss_results,
     "decoder_loss": _decoder_loss_results,
@@ -117,7 +123,8 @@ def _viewed(view: Views, name: str, t: Tensor | None) -> Tensor | None:
 def _linear_act_fwd(case: Case, draw: Draw, view: Views) -> Arguments:
     x, w, b = draw.layer(case.activation, *case.shape, case.dtype)
     bias = _viewed(view, "b", _if(case.option("bias"), b))
-    return view("x", x), view("w", w), bias, case.activation, case.option("keep_p")
+    dropout = random_cases.dropout(case, draw)
+    return view("x", x), view("w", w), bias, case.activation, case.option("keep_p"), None, dropout
 
 
 def _act_bwd(case: Case, draw: Draw, view: Views) -> Arguments:
@@ -130,7 +137,7 @@ def _linear_dgrad_act(case: Case, draw: Draw, view: Views) -> Arguments:
     M, N, K = case.shape
     dp, w = draw.normal(M, N, dtype=case.dtype), draw.normal(N, K, dtype=case.dtype)
     saved = _viewed(view, "saved", draw.saved(case.activation, M, K, case.dtype))
-    return view("dp", dp), view("w", w), saved, case.activation
+    return view("dp", dp), view("w", w), saved, case.activation, None, random_cases.dropout(case, draw)
 
 
 def _linear_wgrad(case: Case, draw: Draw, view: Views) -> Arguments:
@@ -170,12 +177,14 @@ def _criterion(case: Case, draw: Draw, view: Views) -> Criterion:
     counted = torch.tensor(max(M - 2, 1), device=draw.device) if case.option("part") else None
     features = max(N - 2, 1) if case.option("part") else None
     parameter = _parameter(case, draw, N if features is None else features)
-    return Criterion(_kind(case), case.option("reduction"), row_weight, features, counted, parameter=parameter)
+    share, penalty = 0.7 if case.option("more") else 1.0, random_cases.penalty(case, draw)
+    reduction = case.option("reduction")
+    return Criterion(_kind(case), reduction, row_weight, features, counted, share, penalty, parameter)
 
 
 def _linear_act_loss(case: Case, draw: Draw, view: Views) -> Arguments:
     x, w, b = draw.layer(case.activation, *case.shape, case.dtype)
-    target = _suited(case, -draw.normal(*case.shape[:2], dtype=case.dtype))
+    target = random_cases.with_missing(case, _suited(case, -draw.normal(*case.shape[:2], dtype=case.dtype)))
     layer = Layer(view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), case.activation)
     return view("x", x), layer, view("target", target), _criterion(case, draw, view), case.option("dp")
 
@@ -183,9 +192,10 @@ def _linear_act_loss(case: Case, draw: Draw, view: Views) -> Arguments:
 def _decoder_loss(case: Case, draw: Draw, view: Views) -> Arguments:
     M, N, K = case.shape
     x, w, b = draw.layer(case.activation, M, N, K, case.dtype)
-    target, saved = _suited(case, -draw.normal(M, N, dtype=case.dtype)), draw.saved(case.activation, M, K, case.dtype)
+    target = random_cases.with_missing(case, _suited(case, -draw.normal(M, N, dtype=case.dtype)))
+    saved = draw.saved(case.activation, M, K, case.dtype)
     layer = Layer(view("w", w), _viewed(view, "b", _if(case.option("bias"), b)), case.activation)
-    below = Below(_viewed(view, "saved", saved), case.activation)
+    below = Below(_viewed(view, "saved", saved), case.activation, random_cases.dropout(case, draw))
     return view("x", x), layer, view("target", target), _criterion(case, draw, view), below
 
 
@@ -212,19 +222,36 @@ def _stack(case: Case, draw: Draw, view: Views) -> Arguments:
 
 _EITHER = (True, False)
 OPS: dict[str, Op] = {
-    "linear_act_fwd": Op(_linear_act_fwd, ("x", "w", "b"), options={"bias": _EITHER, "keep_p": _EITHER}),
+    "linear_act_fwd": Op(
+        _linear_act_fwd, ("x", "w", "b"), options={"bias": _EITHER, "keep_p": _EITHER, "dropout": _EITHER[::-1]}
+    ),
     "act_bwd": Op(_act_bwd, ("dy", "saved"), options={"db": _EITHER}),
-    "linear_dgrad_act": Op(_linear_dgrad_act, ("dp", "w", "saved")),
+    "linear_dgrad_act": Op(_linear_dgrad_act, ("dp", "w", "saved"), options={"dropout": _EITHER[::-1]}),
+    "linear_sample": Op(
+        random_cases.linear_sample, ("x", "w", "b"), False,
+        {"bias": _EITHER, "row_weight": _EITHER, "per_latent": _EITHER}, dtypes=NARROW,
+    ),
+    "linear_dgrad_sample": Op(
+        random_cases.linear_dgrad_sample, ("dp", "w", "p"), False,
+        {"row_weight": _EITHER, "per_latent": _EITHER, "lacks_scale": _EITHER}, dtypes=NARROW,
+    ),
+    "gather": Op(random_cases.gather, ("source",), False, {"noise": (*CORRUPTIONS, "swap")}, dtypes=NARROW),
     "linear_wgrad": Op(_linear_wgrad, ("dp", "x"), False, {"db": _EITHER, "scale": _EITHER}),
     "loss": Op(_loss, ("input", "target"), False, {"reduction": REDUCTIONS[:2], "dinput": _EITHER}, lossy=True),
     "linear_act_loss": Op(
         _linear_act_loss, ("x", "w", "b", "target", "row_weight"),
-        options={"reduction": REDUCTIONS, "row_weight": _EITHER, "dp": _EITHER, "part": (False, True), "bias": _EITHER},
+        options={
+            "reduction": REDUCTIONS, "row_weight": _EITHER, "dp": _EITHER, "part": (False, True), "bias": _EITHER,
+            "more": (False, True),
+        },
         lossy=True,
     ),
     "decoder_loss": Op(
         _decoder_loss, ("x", "w", "b", "target", "saved", "row_weight"),
-        options={"reduction": REDUCTIONS, "row_weight": _EITHER, "part": (False, True), "bias": _EITHER},
+        options={
+            "reduction": REDUCTIONS, "row_weight": _EITHER, "part": (False, True), "bias": _EITHER,
+            "more": (False, True), "dropout": (False, True),
+        },
         lossy=True,
     ),
     "stack_score": Op(_stack, ("x", "weights", "biases"), options={"bias": _EITHER}, floor_of_x=True, lossy=True),
@@ -253,7 +280,7 @@ def grid(name: str, quick: bool) -> Iterator[Case]:
     combinations = itertools.cycle(_combinations(op))
     views = itertools.cycle([((argument, view),) for argument in op.tensors for view in _views_of(argument)])
     shapes = itertools.cycle(SHAPES)
-    for dtype, activation in itertools.product(DTYPES, activations):
+    for dtype, activation in itertools.product(op.dtypes, activations):
         if quick and op.activated:
             yield Case(name, dtype, next(shapes), activation, next(combinations))
             continue
@@ -310,6 +337,6 @@ def drawn(name: str, seed: int, count: int) -> Iterator[Case]:
         argument = chance.choice(op.tensors)
         view = chance.choice(["contiguous", *_views_of(argument)])
         yield Case(
-            name, chance.choice(DTYPES), (M, N, K), chance.choice(list(ACTIVATIONS)) if op.activated else "identity",
+            name, chance.choice(op.dtypes), (M, N, K), chance.choice(list(ACTIVATIONS)) if op.activated else "identity",
             chance.choice(_combinations(op)), ((argument, view),), chance.randrange(2**31),
         )  # fmt: skip

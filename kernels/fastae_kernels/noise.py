@@ -91,7 +91,7 @@ def _product(a: int, word: Tensor) -> tuple[Tensor, Tensor]:
 def _four(state: Tensor, stream: int, rows: int, columns: int) -> Tensor:
     """A word for each column: those of a counter belong to four columns beside each other."""
     words = torch.stack(words_of(state, stream, rows, -(-columns // 4)), -1)
-    return words.view(rows, -1)[:, :columns]
+    return words.flatten(1)[:, :columns]
 
 
 def uniforms(key: Key, rows: int, columns: int) -> Tensor:
@@ -117,11 +117,11 @@ def normals(key: Key, rows: int, columns: int) -> Tensor:
     """[rows, columns] of the standard normal law in fp32, by Box and Muller's transform of two words each."""
     if key.drawn:
         return key.drawn[0]
-    words = _four(key.state, key.stream, rows, -(-columns // 4) * 4).view(rows, -1, 2)
+    words = _four(key.state, key.stream, rows, -(-columns // 4) * 4).view(rows, 2 * -(-columns // 4), 2)
     radius = (((words[..., 0] >> 8) + 1).float() * 2.0**-24).log().mul_(-2).sqrt_()
     angle = 2 * math.pi * (_unit(words[..., 1]) - 0.5)
     pair = torch.stack((radius * angle.cos(), radius * angle.sin()), -1)
-    return pair.view(rows, -1)[:, :columns]
+    return pair.flatten(1)[:, :columns]
 
 
 # ---------------------------------------------------------------- corruption

@@ -308,22 +308,23 @@ def _sum_columns(da: Tensor, row_weight: Tensor | None, out: Tensor | None) -> T
 
 
 def _of_counted_values(y: Tensor, target: Tensor, criterion: Criterion, gradient: Tensor, memory: Out) -> Tensor:
-    """`evaluated` where targets are NaN that do not count: of the other values alone, brought together."""
-    kind, reduction, row_weight, features, counted, *_, parameter = criterion
+    """`evaluated` where targets are NaN that do not count: with 1/2 in their place on both sides, whose loss is then
+    taken away."""
+    kind, reduction, row_weight, features, counted, *_, a = criterion
     rows = len(y) if counted is None else min(int(counted), len(y))
     columns = y.shape[1] if features is None else min(features, y.shape[1])
-    places = (~target[:rows, :columns].isnan()).nonzero(as_tuple=True)
-    values, wanted = y[places].unsqueeze(1), target[places].unsqueeze(1)
-    inside = y.new_empty(len(places[0]), 1)
-    a = parameter if parameter is None or parameter.numel() == 1 else parameter[places[1]].unsqueeze(1)
-    da = None if memory.dparameter is None else torch.empty_like(inside)
-    terms = kind.row.evaluate(values, wanted, a, kind.setting, True, inside, da, None)
-    gradient.zero_()[places] = inside.squeeze(1)
-    if da is not None and memory.dparameter is not None:
-        everywhere = torch.zeros_like(y)
-        everywhere[places] = da.squeeze(1)
-        _sum_columns(everywhere[:, : max(columns, 1)].contiguous(), row_weight, memory.dparameter)
-    of_rows = y.new_zeros(len(y)).index_add_(0, places[0], terms)
+    missing = target[:rows, :columns].isnan()
+    p, t = (side[:rows, :columns].masked_fill(missing, 0.5) for side in (y, target))
+    inside, da = torch.empty_like(p), None if memory.dparameter is None else torch.empty_like(p)
+    sums = kind.row.evaluate(p, t, a, kind.setting, True, inside, da, None)
+    half = y.new_full((columns, 1), 0.5)
+    of_column = None if a is None else a.view(-1, 1)
+    at_half = kind.row.evaluate(half, half, of_column, kind.setting, True, torch.empty_like(half), None, None)
+    gradient.zero_()[:rows, :columns] = inside.masked_fill_(missing, 0)
+    if da is not None:
+        _sum_columns(da.masked_fill_(missing, 0), None if row_weight is None else row_weight[:rows], memory.dparameter)
+    of_rows = y.new_zeros(len(y))
+    of_rows[:rows] = sums - torch.mv(missing.to(y.dtype), at_half)
     total = of_rows if reduction == "none" or row_weight is not None else of_rows.sum()
     return reduced(total, rows, columns, criterion)
 

@@ -35,11 +35,11 @@ def _output_tile(
 ):  # fmt: skip
     """y = f(p), which has not been rounded, the target, and which of them count: columns below `features`, where that
     is given; if a SHARE of them does, those whose target is a number."""
-    t = tl.load(target_ptr + offs_m[:, None] * stride_tm + offs_n[None, :] * stride_tn, mask=mask, other=0.0)
+    t = tl.load(target_ptr + offs_m[:, None] * stride_tm + offs_n[None, :] * stride_tn, mask=mask, other=0.0).to(ACC)
     counts = mask if features is None else mask & (offs_n < features)[None, :]
     if SHARE < 1:
         counts &= t == t
-    return FORWARD(p), t.to(ACC), counts
+    return FORWARD(p), t, counts
 
 
 @triton.jit
@@ -50,12 +50,14 @@ def _parameter_row(ptr, offs_n, mask_n, features, stride_an, ACC: tl.constexpr):
 
 
 @triton.jit
-def _denominator_of(denominator, counted_ptr, MEAN: tl.constexpr, SHARE: tl.constexpr, ACC: tl.constexpr):
+def _denominator_of(
+    denominator, counted_ptr, MEAN: tl.constexpr, PER_ROW: tl.constexpr, SHARE: tl.constexpr, ACC: tl.constexpr
+):
     """Divisor of the sum; of a mean with rows counted in memory, `denominator` is that of one of them."""
     n = tl.cast(denominator, ACC)
     if MEAN and counted_ptr is not None:
         n = n * tl.load(counted_ptr).to(ACC)
-    if SHARE < 1:
+    if SHARE < 1 and (MEAN or PER_ROW):
         n = n * tl.full((), SHARE, ACC)
     return n
 
@@ -116,7 +118,9 @@ def _linear_act_loss_kernel(
     a = None
     if parameter_ptr is not None:
         a = _parameter_row(parameter_ptr, offs_n, mask_n, features, stride_an, ACC)
-    loss = row_sum(VALUE(y, t, a, SETTING), counts) / _denominator_of(denominator, counted_ptr, MEAN, SHARE, ACC)
+    loss = row_sum(VALUE(y, t, a, SETTING), counts) / _denominator_of(
+        denominator, counted_ptr, MEAN, PER_ROW, SHARE, ACC
+    )
     dy = tl.where(counts, GRADIENT(y, t, a, SETTING), 0.0)
     if row_weight_ptr is not None:
         row_weight = tl.load(row_weight_ptr + offs_m * stride_rm, mask=read_m, other=0.0).to(ACC)
@@ -217,7 +221,7 @@ def _decoder_loss_kernel(
         dp = narrow(BACKWARD(dy, p if FROM_P else y), dp_ptr.dtype.element_ty)
         tl.store(dp_ptr + offs_m[:, None] * N + offs_n[None, :], dp, mask=mask)
         dx = tl.dot(operand(dp), w, dx, input_precision=PRECISION, out_dtype=ACC)
-    loss = loss / _denominator_of(denominator, counted_ptr, MEAN, SHARE, ACC)
+    loss = loss / _denominator_of(denominator, counted_ptr, MEAN, PER_ROW, SHARE, ACC)
     if row_weight_ptr is not None:
         loss *= row_weight
     if PER_ROW:

@@ -71,8 +71,9 @@ def _linear_sample_kernel(
     mu, log_var = narrow(mu, p_ptr.dtype.element_ty), narrow(log_var, p_ptr.dtype.element_ty)
     tl.store(p_ptrs, mu, mask=mask)
     tl.store(p_ptrs + Z, log_var, mask=mask)
-    rest = 2 * Z + offs_z  # less than a tile
-    tl.store(p_ptrs + 2 * Z, tl.zeros_like(mu), mask=mask_m[:, None] & (rest < width_p)[None, :])
+    rest = offs_z + Z + Z  # less than a tile
+    rest_ptrs = p_ptr + offs_m[:, None] * width_p + rest[None, :]
+    tl.store(rest_ptrs, tl.zeros_like(mu), mask=mask_m[:, None] & (rest < width_p)[None, :])
     mu, log_var = mu.to(ACC), _bounded(log_var.to(ACC))
     z = mu + tl.exp(log_var * 0.5) * normal_tile(state_ptr, offs_m, 0, BLOCK_J, STREAM).to(ACC)
     z = tl.where(mask_z[None, :], z, 0.0)
@@ -105,9 +106,9 @@ def _linear_dgrad_sample_kernel(
         stride_pm, stride_pn, stride_wn, stride_wk, BLOCK_R, ACC, PRECISION,
     )  # fmt: skip
     mask = mask_m[:, None] & mask_z[None, :]
-    p_ptrs = p_ptr + offs_m[:, None] * stride_qm + offs_z[None, :] * stride_qk
-    mu = tl.load(p_ptrs, mask=mask, other=0.0).to(ACC)
-    log_var = tl.load(p_ptrs + Z * stride_qk, mask=mask, other=0.0).to(ACC)
+    rows_ptr = p_ptr + offs_m[:, None] * stride_qm
+    mu = tl.load(rows_ptr + offs_z[None, :] * stride_qk, mask=mask, other=0.0).to(ACC)
+    log_var = tl.load(rows_ptr + (offs_z + Z)[None, :] * stride_qk, mask=mask, other=0.0).to(ACC)
     bounded = _bounded(log_var)
     slope = (tl.load(slope_ptr + offs_z * stride_sz, mask=mask_z, other=0.0).to(ACC) / tl.cast(divisor, ACC))[None, :]
     if row_weight_ptr is not None:
@@ -118,9 +119,10 @@ def _linear_dgrad_sample_kernel(
     dx_ptrs = dx_ptr + offs_m[:, None] * width_p + offs_z[None, :]
     tl.store(dx_ptrs, narrow(dz + slope * mu, dx_ptr.dtype.element_ty), mask=mask)
     tl.store(dx_ptrs + Z, narrow(by_log_var, dx_ptr.dtype.element_ty), mask=mask)
-    rest = 2 * Z + offs_z
+    rest = offs_z + Z + Z
+    rest_ptrs = dx_ptr + offs_m[:, None] * width_p + rest[None, :]
     zeros = narrow(tl.zeros_like(dz), dx_ptr.dtype.element_ty)
-    tl.store(dx_ptrs + 2 * Z, zeros, mask=mask_m[:, None] & (rest < width_p)[None, :])
+    tl.store(rest_ptrs, zeros, mask=mask_m[:, None] & (rest < width_p)[None, :])
 
 
 def _block(width: int) -> int:
