@@ -16,6 +16,7 @@ from fastae.cli.options import backend, device, device_named, force, key, read, 
 from fastae.data.arrays import row_blocks
 from fastae.data.writers import check_writable, write_rows
 from fastae.models.base import Autoencoder
+from fastae.train.plots import is_drawable, plot_samples, square_image
 
 Function = Callable[[Autoencoder, NDArray[Any]], NDArray[Any]]
 
@@ -88,8 +89,6 @@ def sample(model: Path, n: int, seed: int, out: Path, force: bool, device: str, 
     ae = fastae.load(model, device_named(device))
     rows = ae.sample(n, seed=seed).flatten(1).cpu().float().numpy()
     if out.suffix == ".png":
-        from fastae.train.plots import is_drawable, plot_samples, square_image
-
         image = getattr(ae, "image", None) or square_image(rows.shape[1])
         if image is None or not is_drawable(image) or not n:
             raise ValueError(f"--out must be .npy or .csv for rows that are no images; got {out}")

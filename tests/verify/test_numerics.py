@@ -13,7 +13,7 @@ from fastae_kernels.ops import Ops
 from torch import Tensor
 
 from fastae.verify import numerics
-from fastae.verify.cases import DTYPES, OPS, SHAPES, Case, drawn, grid
+from fastae.verify.cases import OPS, SHAPES, Case, drawn, grid
 from fastae.verify.inputs import EAGER, FAR, VIEWS, Draw
 
 # ---------------------------------------------------------------- the grid
@@ -31,7 +31,7 @@ def test_the_grid_covers_everything(name: str, quick: bool) -> None:
     cases, op = list(grid(name, quick)), OPS[name]
     assert cases == list(grid(name, quick)), "the same every time"
     pairs = {(c.dtype, c.activation) for c in cases}
-    assert pairs >= set(itertools.product(DTYPES, ACTIVATIONS if op.activated else ["identity"]))
+    assert pairs >= set(itertools.product(op.dtypes, ACTIVATIONS if op.activated else ["identity"]))
     assert {c.shape for c in cases} >= set(SHAPES)
     assert any(0 in c.shape for c in cases)
     assert {pair for c in cases for pair in c.options} >= {(o, v) for o, vs in (op.options or {}).items() for v in vs}
@@ -52,7 +52,7 @@ def test_fresh_cases_follow_from_the_seed() -> None:
         assert list(drawn(name, 3, 9))[:4] == list(drawn(name, 3, 4))
         assert list(drawn(name, 3, 9)) != list(drawn(name, 4, 9))
     many = list(drawn("linear_act_loss", 0, 300))
-    assert {c.dtype for c in many} == set(DTYPES)
+    assert {c.dtype for c in many} == set(OPS[name].dtypes)
     assert {c.activation for c in many} == set(ACTIVATIONS)
     assert {view for c in many for _, view in c.views} == set(VIEWS)
 
@@ -61,7 +61,9 @@ def test_a_case_gives_the_same_numbers_each_time() -> None:
     case = next(drawn("linear_act_loss", 5, 1))
     flat = [list(numerics._flat(list(case.arguments("cpu")))) for _ in range(2)]
     for first, again in zip(*flat, strict=True):
-        assert torch.equal(first, again) if isinstance(first, Tensor) else first == again
+        # of bits: a target may have NaN
+        same = torch.allclose(first, again, 0, 0, True) if isinstance(first, Tensor) else first == again
+        assert same
     other = Case(case.op, case.dtype, case.shape, case.activation, case.options, case.views, case.seed + 1)
     assert not torch.equal(case.arguments("cpu")[0], other.arguments("cpu")[0])
 
