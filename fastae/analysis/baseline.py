@@ -46,6 +46,13 @@ def replaced(op: str, layer: Shape) -> tuple[list[Kernel], list[Kernel]]:
         return both, both
     if op == "linear_dgrad_act":
         return dgrad, dgrad
+    if op == "linear_sample":  # of M x Z = N / 2 values: the sample in five ops, the divergence in six
+        latents, each = M * N // 2, 2 * M * N // 2
+        eager = [passes(f"sampling {n}", each) for n in range(11)]
+        return [*forward, *eager], [*forward, passes("sample", 3 * latents), passes("divergence", 2 * latents)]
+    if op == "linear_dgrad_sample":  # of the layer above, whose K are the latents
+        eager = [passes(f"sampling backward {n}", 2 * M * K) for n in range(10)]
+        return [product("dgrad"), *eager], [product("dgrad"), passes("sampling backward", 6 * M * K)]
     if op == "linear_wgrad":
         both = [product("wgrad"), *([passes("bias gradient", M * N, N)] if layer.bias else [])]
         return both, both

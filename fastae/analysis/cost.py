@@ -66,8 +66,10 @@ def triton_kernel(op: str, args: Sequence[Any], result: Any) -> tuple[Kernel, li
     """The launch of a Triton op, and the pairs (partial results in fp32 [R, ...], result) it leaves to be summed."""
     x, made, parts = args[0], _tensors(result), list[tuple[Tensor, Tensor]]()
     flops = 0
-    if op in ("linear_act_fwd", "linear_dgrad_act"):
+    if op in ("linear_act_fwd", "linear_dgrad_act", "linear_dgrad_sample"):
         flops = 2 * x.shape[0] * args[1].numel()  # of x [M, K] and w [N, K]
+    if op == "linear_sample":
+        flops = 2 * x.shape[0] * args[1].w.numel()
     if op == "linear_wgrad":  # of dp [M, N] and x [M, K]
         (M, N), K = x.shape, args[1].shape[1]
         flops, splits = 2 * M * N * K, split_rows(M, N, K)[0]

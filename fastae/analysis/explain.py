@@ -11,14 +11,20 @@ from fastae.analysis.cost import Kernel
 from fastae.analysis.explanation import SIDES, Explanation, Row
 from fastae.analysis.gpus import COMPILED_US, EAGER_US, GAP_US, GPU, GPUS, REPLAY_US
 from fastae.analysis.recorder import recorded
-from fastae.engine.program import Dense
+from fastae.engine.program import layer_of
 from fastae.engine.static_step import choices
 from fastae.engine.train_step import compute_dtype
 from fastae.models.base import Autoencoder
 from fastae.nn.arguments import nearest
 from fastae.nn.backend import DeviceSpec
 
-PHASES = {"linear_act_fwd": "forward", "linear_act_loss": "loss", "decoder_loss": "loss"}  # all else is backward
+# all else is backward
+PHASES = {
+    "linear_act_fwd": "forward",
+    "linear_sample": "forward",
+    "linear_act_loss": "loss",
+    "decoder_loss": "loss",
+}
 
 
 def explain(model: Autoencoder, batch_size: int, gpu: str | None = None, precision: str | None = None) -> Explanation:
@@ -57,10 +63,11 @@ def explain(model: Autoencoder, batch_size: int, gpu: str | None = None, precisi
     chosen = {stage.name: choice for stage, choice in zip(program.stages, choices(program, like, rows), strict=True)}
     shapes, below = dict[str, Shape](), "identity"
     for stage in program.stages:
-        activation = stage.activation if isinstance(stage, Dense) else "identity"
-        if isinstance(stage, Dense):
-            inside, out = stage.widths
-            shapes[stage.name] = Shape(rows, inside, out, activation, below, stage.bias is not None, dtype)
+        layer = layer_of(stage)
+        activation = "identity" if layer is None else layer.activation
+        if layer is not None:
+            inside, out = layer.widths
+            shapes[stage.name] = Shape(rows, inside, out, activation, below, layer.bias is not None, dtype)
         below = activation
     if gpu is not None and not shapes:
         raise ValueError(

@@ -27,7 +27,7 @@ from fastae.data.arrays import check_rows, to_tensor
 from fastae.data.writers import replaced_when_complete
 from fastae.engine.call_list import Call, Recorder
 from fastae.engine.optimizer import Update
-from fastae.engine.program import Dense
+from fastae.engine.program import layer_of
 from fastae.engine.static_step import StaticStep
 from fastae.engine.train_step import TrainStep, compute_dtype
 from fastae.models.base import Autoencoder
@@ -82,7 +82,7 @@ def profile(
         own = copy.deepcopy(model).train()
         step = TrainStep(own, _adam(own), len(x), precision)
         data, rows = x.to(step.dtype), torch.randperm(len(x), device=x.device)
-        layers = [stage.widths for stage in step.static.program.stages if isinstance(stage, Dense)]
+        layers = [layer.widths for layer in map(layer_of, step.static.program.stages) if layer is not None]
         sides = {
             "step": lambda: step(data, rows),
             "autograd": _autograd_step(model, x, rows, step.dtype),

@@ -7,12 +7,15 @@ from functools import partial
 from typing import Any, cast
 
 import torch
-from fastae_kernels.ops import Ops
+from fastae_kernels.elementwise import accumulator
+from fastae_kernels.noise import Dropout
+from fastae_kernels.ops import Below, Ops
 from fastae_kernels.reference import TORCH
+from fastae_kernels.sampling import Sample as SampleOf
 from torch import Tensor, nn
 
 from fastae.analysis.cost import Kernel, OpCounter, sum_kernel, triton_kernel
-from fastae.engine.program import Dense, Module, Program, Stage
+from fastae.engine.program import Dense, Module, Program, Sample, Stage, layer_of
 from fastae.engine.static_step import Choice, StaticStep
 
 Recorded = tuple[str, str, list[Kernel]]  # op, its stage or "", what it launches
@@ -45,9 +48,9 @@ class RecordingOps:
         if name == "linear_wgrad" and args[4] is not None:
             result: Any = args[4][0], args[4][1] if args[2] else None
         else:  # the twin gives the same shapes; of a scale it would ask the number
-            shaped = [None if isinstance(a, Tensor) and a.dim() == 0 else a for a in args]
+            shaped = [None if isinstance(a, Tensor) and a.dim() == 0 else _drawn(a, args[0]) for a in args]
             result = getattr(TORCH, name)(*shaped)
-        kernel, parts = triton_kernel(name, args, result)
+        kernel, parts = triton_kernel(name, args, result[:3] if name == "linear_sample" else result)
         self.ran.kernels[before:] = [kernel]
         if pending is not None:
             pending += parts
@@ -78,6 +81,18 @@ def recorded(
     return [*log, *islands, *((kernel.name, "", [kernel]) for kernel in ran.kernels)]
 
 
+def _drawn(argument: Any, x: Tensor) -> Any:
+    """An argument of an op without random numbers to be counted out: nothing is computed."""
+    if isinstance(argument, Dropout):
+        return None
+    if isinstance(argument, Below):
+        return argument._replace(dropout=None)
+    if isinstance(argument, SampleOf):
+        drawn = x.new_empty(len(x), argument.width, dtype=accumulator(x))
+        return argument._replace(key=argument.key._replace(drawn=(drawn,)))
+    return argument
+
+
 class _Shaped(nn.Module):
     """Stands for an island: a result of its shape, and a parameter, for the only stage has to have one."""
 
@@ -87,6 +102,15 @@ class _Shaped(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         return x[:, :1].expand(len(x), self.width)
+
+
+def _width_before(stage: Stage) -> int:
+    """The width that a stage above an island takes."""
+    layer = layer_of(stage)
+    if layer is not None:
+        return layer.widths[0]
+    assert isinstance(stage, Sample), "islands that meet are one"
+    return 2 * stage.width
 
 
 def _without_memory(program: Program, device: torch.device | str) -> Program:
@@ -99,14 +123,17 @@ def _without_memory(program: Program, device: torch.device | str) -> Program:
             made[id(p)] = nn.Parameter(memory, p.requires_grad)
         return made[id(p)]
 
+    def without(layer: Dense) -> Dense:
+        return layer._replace(weight=empty(layer.weight), bias=None if layer.bias is None else empty(layer.bias))
+
     stages = list[Stage]()
     for i, stage in enumerate(program.stages):
         if isinstance(stage, Dense):
-            bias = None if stage.bias is None else empty(stage.bias)
-            stages.append(stage._replace(weight=empty(stage.weight), bias=bias))
-            continue
-        above = program.stages[i + 1] if i + 1 < len(program.stages) else None
-        width = above.widths[0] if isinstance(above, Dense) else program.out_features
-        stages.append(Module(stage.name, _Shaped(width, program.parameters[0], device)))
+            stages.append(without(stage))
+        elif isinstance(stage, Sample):
+            stages.append(stage._replace(dense=None if stage.dense is None else without(stage.dense)))
+        else:
+            width = _width_before(program.stages[i + 1]) if i + 1 < len(program.stages) else program.out_features
+            stages.append(Module(stage.name, _Shaped(width, program.parameters[0], device)))
     its = program.loss_parameter
     return program._replace(stages=tuple(stages), own_loss=None, loss_parameter=None if its is None else empty(its))

@@ -19,7 +19,7 @@ class Draws:
     """A generator, and memory for its numbers."""
 
     def __init__(self, device: torch.device) -> None:
-        self._generator = torch.Generator(device)
+        self._device, self._made = device, list[torch.Generator]()  # none on a device without numbers
         self._memory: dict[tuple[int, torch.dtype], Tensor] = {}
 
     def bits(self, at: At, stream: int, rows: int, columns: int) -> Tensor:
@@ -44,11 +44,17 @@ class Draws:
         numbers = self._begun(at, stream, (at[2] + rows) * columns, torch.int64)
         return numbers.random_(0, below, generator=self._generator).view(-1, columns)[at[2] :]
 
+    @property
+    def _generator(self) -> torch.Generator:
+        if not self._made:
+            self._made.append(torch.Generator(self._device))
+        return self._made[0]
+
     def _begun(self, at: At, stream: int, count: int, dtype: torch.dtype) -> Tensor:
         self._generator.manual_seed(mixed(at[0], at[1], stream))
         key = count, dtype
         if key not in self._memory:
-            self._memory[key] = torch.empty(count, dtype=dtype, device=self._generator.device)
+            self._memory[key] = torch.empty(count, dtype=dtype, device=self._device)
         return self._memory[key]
 
 

@@ -33,7 +33,7 @@ class Randomness:
         self.beta = torch.zeros((), device=device)
         self._draws, self._at, self._beta = Draws(device), (0, 0, 0), 0.0
         self._groups = groups_of(program.corrupt, program.in_features, device)
-        self._columns = program.in_features if self._groups is None else int(self._groups.max()) + 1
+        self._columns = group_count(program.corrupt, program.in_features)
 
     def provide(self, places: Sequence[Place], rows: int) -> None:
         """Give each stage's place its key, with memory for the numbers of a twin."""
@@ -96,6 +96,12 @@ def corruption_of(part: Noise, key: Key, groups: Tensor | None = None) -> Corrup
     amount = getattr(part, "std", None)
     low, high = getattr(part, "low", -math.inf), getattr(part, "high", math.inf)
     return Corruption(part.name, part.q if amount is None else amount, low, high, key, groups)  # type: ignore[union-attr]
+
+
+def group_count(part: Noise | None, columns: int) -> int:
+    """How many groups there are, a column that is in none counted as one."""
+    groups = part.groups if isinstance(part, Swap) else ()
+    return columns - sum(map(len, groups)) + len(groups)
 
 
 def groups_of(part: Noise | None, columns: int, device: torch.device) -> Tensor | None:

@@ -14,7 +14,7 @@ from fastae_kernels.sampling import HIGHEST, LOWEST
 from torch import Tensor
 
 from fastae.bottlenecks import Variational
-from fastae.engine.randomness import corruption_of, groups_of
+from fastae.engine.randomness import corruption_of, group_count, groups_of
 from fastae.nn.log_likelihood import log_likelihood, scored
 from fastae.nn.losses import eager_loss, row_losses
 from fastae.noise import Noise
@@ -86,7 +86,7 @@ def penalty(part: Variational, kl: Tensor) -> Tensor:
 def _corrupted(part: Noise, x: Tensor, target: Tensor) -> tuple[Tensor, Tensor]:
     """x with noise, and the target, NaN where it is not to be compared."""
     groups = groups_of(part, x.shape[1], x.device)
-    shape = len(x), x.shape[1] if groups is None else int(groups.max()) + 1
+    shape = len(x), group_count(part, x.shape[1])
     drawn: tuple[Tensor, ...] = (torch.rand(shape, device=x.device),)
     if part.name == "gaussian":
         drawn = (torch.randn(shape, device=x.device),)

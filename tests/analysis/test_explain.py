@@ -8,6 +8,7 @@ import pytest
 import torch
 from fastae_kernels import onednn
 from fastae_kernels.splits import split_rows
+from kinds import KINDS, make
 
 import fastae
 from fastae.analysis import baseline as _baseline
@@ -321,3 +322,13 @@ def test_the_command(monkeypatch, capsys, tmp_path):
         code, _, err = command(monkeypatch, capsys, "explain", *arguments)
         assert (code, err.count("\n")) == (2, 1)
         assert "one of the two" in err
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind_is_explained(kind: str) -> None:
+    ae = make(kind)
+    rows = fastae.explain(ae, 64).rows
+    assert any(row.phase == "loss" or row.phase == "island" for row in rows)
+    assert ("linear_sample" in {row.op for row in rows}) == (ae.bottleneck is not None)
+    if not kind.startswith("convolutions"):
+        assert "forward" in {row.phase for row in fastae.explain(ae, 64, gpu="h100").rows}

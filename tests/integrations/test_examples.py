@@ -15,6 +15,7 @@ SHORT = {
     "digits_codes_classifier": ["--epochs", "20", "--draws", "2"],
     "compression_against_error": ["--epochs", "2"],
     "digits_convolutional": ["--epochs", "1"],
+    "digits_generated": ["--epochs", "5"],
 }
 
 pytestmark = pytest.mark.integrations
@@ -82,3 +83,11 @@ def test_convolutional_beside_dense_and_pca(tmp_path: Path) -> None:
     assert table["dense"][1] < 0.03  # after its seconds
     assert table["PCA"][0] < 0.02
     assert table["convolutional"][1] < 0.0669  # the mean digit's
+
+
+def test_generated_digits_are_nearer_to_real_ones_than_pcas(tmp_path: Path) -> None:
+    told = run("digits_generated", tmp_path)
+    bound, tighter = lines(told, "held-out digits: bound")[0][:2]
+    assert -200 < -bound < -tighter < -90
+    sure = {name: lines(told, name)[0][1] for name in ("real, held out", "variational")}
+    assert 0.3 < sure["variational"] < sure["real, held out"]

@@ -3,9 +3,11 @@ excludes it."""
 
 import json
 
+import torch
 from children import child
 from fastae_kernels.elementwise import ACTIVATIONS, LOSSES
 
+from fastae.verify.cases import OPS
 from fastae.verify.execution import TARGETS, cases
 
 
@@ -16,12 +18,13 @@ def test_every_op_and_activation_has_its_turn() -> None:
         for precision, case in cases(target, False, 0)
     }
     ops = {op for _, _, op, _ in seen}
-    assert len(ops) == 9
+    assert ops == set(OPS)
     for op in ops:
         activations = {a for _, _, name, a in seen if name == op}
-        assert activations >= (set(ACTIVATIONS) if op not in ("linear_wgrad", "loss") else {"identity"})
-        assert {precision for _, precision, name, _ in seen if name == op} >= {
-            "bfloat16", "float16", "tf32", "float32", "float64",
+        assert activations >= (set(ACTIVATIONS) if OPS[op].activated else {"identity"})
+        wide = {"float64"} if torch.float64 in OPS[op].dtypes else set()
+        assert {precision for _, precision, name, _ in seen if name == op} == {
+            "bfloat16", "float16", "tf32", "float32", *wide,
         }  # fmt: skip
     losses = {(target, case.op, case.loss) for target in TARGETS for _, case in cases(target, False, 0)}
     assert {(op, loss) for _, op, loss in losses} >= {
@@ -55,7 +58,8 @@ for target, precision in (("sm_80", "bfloat16"), ("sm_90", "bfloat16"), ("sm_100
     found = execution.step_finding((24, 16, 8), 20, "relu", precision, target, 3)
     print(found.ok, found.op, found.detail)
 
-case = Case("linear_act_fwd", torch.float32, (33, 17, 20), "relu", (("bias", True), ("keep_p", False)))
+options = (("bias", True), ("keep_p", False), ("dropout", True))
+case = Case("linear_act_fwd", torch.float32, (33, 17, 20), "relu", options)
 right = execution.implementation
 
 def wrong(backend, name):
