@@ -82,7 +82,7 @@ class Swap:
         _set(self, q=number("Swap", "q", self.q, 0, 1))
         try:
             groups = tuple(tuple(int(n) for n in group) for group in self.groups)
-        except TypeError:
+        except (TypeError, ValueError):
             raise ValueError(
                 f"Swap: groups must be tuples of columns, ((3, 4, 5), (7, 8)); got {self.groups!r}"
             ) from None

@@ -60,9 +60,11 @@ def part_of(given: Any, parts: Mapping[str, Any], what: str, module: str) -> Any
 
 
 def number(owner: str, name: str, value: object, low: float, high: float = math.inf, below: bool = False) -> float:
-    """`value` as a float in [low, high], or [low, high) if it must stay `below`; ValueError otherwise."""
+    """`value` as a float in [low, high], or [low, high) if it must stay `below`; ValueError otherwise.
+
+    It has to be finite, but where `low` is -inf."""
     made = float(value) if isinstance(value, (int, float)) and not isinstance(value, bool) else math.nan
-    if not (low <= made <= high) or (below and made == high):
+    if not (low <= made <= high) or (below and made == high) or (math.isinf(made) and low > -math.inf):
         span = f"at least {low:g}" if high == math.inf else f"between {low:g} and {high:g}"
         span += f", {high:g} excluded" if below and high < math.inf else ""
         raise ValueError(f"{owner}: {name} must be a number {span}; got {value!r}")

@@ -14,7 +14,7 @@ SHORT = {
     "breast_cancer_anomalies": ["--epochs", "100", "--splits", "2"],
     "digits_codes_classifier": ["--epochs", "20", "--draws", "2"],
     "compression_against_error": ["--epochs", "2"],
-    "digits_convolutional": ["--epochs", "1"],
+    "digits_convolutional": ["--epochs", "2"],
     "digits_generated": ["--epochs", "5"],
 }
 
