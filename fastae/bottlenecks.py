@@ -1,6 +1,8 @@
 """What is asked of a code: parts for `DenseAutoencoder(..., bottleneck=Variational())`.
 
-`Variational` makes the code a random one, whose divergence from the standard normal law is part of the objective.
+`Variational` makes the code a random one, whose divergence from the standard normal law is part of the objective. The
+others leave the code as it is and raise the objective, in training and in `loss`, by a sum over the latents, its mean
+over the rows. (A sum: beside mse, whose loss is a mean over values, their factors are small numbers.)
 """
 
 from __future__ import annotations
@@ -53,5 +55,55 @@ class Variational:
         return self.beta if step >= self.warmup_steps else self.beta * (step + 1) / self.warmup_steps
 
 
-Bottleneck = Variational
-PARTS = {part.name: part for part in (Variational,)}
+@dataclass(frozen=True)
+class L1:
+    """A sparse code: the objective is raised by c sum |z_j|.
+
+    What Keras' `activity_regularizer=L1(c)` on the code's layer does. Raises ValueError for a c below 0.
+    """
+
+    c: float
+    name: ClassVar[str] = "l1"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "c", number("L1", "c", self.c, 0))
+
+
+@dataclass(frozen=True)
+class KLSparse:
+    """A code whose units are mostly off: c sum_j KL(rho || mean of z_j over the batch's rows), of Bernoulli laws (Ng,
+    CS294A 2011); the mean weighs rows by their `sample_weight`.
+
+    The code lies in (0, 1): code_activation="sigmoid". Raises ValueError for a rho outside of (0, 1) or a c below 0.
+    """
+
+    rho: float = 0.05
+    c: float = 0.01
+    name: ClassVar[str] = "kl_sparse"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "rho", number("KLSparse", "rho", self.rho, 0, 1, below=True))
+        if self.rho == 0:
+            raise ValueError("KLSparse: rho must be above 0; got 0")
+        object.__setattr__(self, "c", number("KLSparse", "c", self.c, 0))
+
+
+@dataclass(frozen=True)
+class Contractive:
+    """A code that changes little with its row: c ||dz / dx||^2, the sum of squares over latents and features of the
+    Jacobian of the whole encoder, at the row as the encoder gets it (Rifai et al. 2011).
+
+    The encoder consists of plain layers, without dropout. Each row costs one backward pass for each latent where the
+    encoder has several layers. Raises ValueError for a c below 0.
+    """
+
+    c: float
+    name: ClassVar[str] = "contractive"
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "c", number("Contractive", "c", self.c, 0))
+
+
+CodePenalty = L1 | KLSparse
+Bottleneck = Variational | L1 | KLSparse | Contractive
+PARTS = {part.name: part for part in (Variational, L1, KLSparse, Contractive)}

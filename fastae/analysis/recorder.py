@@ -15,7 +15,7 @@ from fastae_kernels.sampling import Sample as SampleOf
 from torch import Tensor, nn
 
 from fastae.analysis.cost import Kernel, OpCounter, sum_kernel, triton_kernel
-from fastae.engine.program import Dense, Module, Program, Sample, Stage, layer_of
+from fastae.engine.program import Dense, Module, Penalise, Program, Sample, Stage, layer_of
 from fastae.engine.static_step import Choice, StaticStep
 
 Recorded = tuple[str, str, list[Kernel]]  # op, its stage or "", what it launches
@@ -109,8 +109,8 @@ def _width_before(stage: Stage) -> int:
     layer = layer_of(stage)
     if layer is not None:
         return layer.widths[0]
-    assert isinstance(stage, Sample), "islands that meet are one"
-    return 2 * stage.width
+    assert isinstance(stage, Sample | Penalise), "islands that meet are one"
+    return stage.width if isinstance(stage, Penalise) else 2 * stage.width
 
 
 def _without_memory(program: Program, device: torch.device | str) -> Program:
@@ -132,8 +132,11 @@ def _without_memory(program: Program, device: torch.device | str) -> Program:
             stages.append(without(stage))
         elif isinstance(stage, Sample):
             stages.append(stage._replace(dense=None if stage.dense is None else without(stage.dense)))
+        elif isinstance(stage, Penalise):
+            stages.append(stage)
         else:
             width = _width_before(program.stages[i + 1]) if i + 1 < len(program.stages) else program.out_features
             stages.append(Module(stage.name, _Shaped(width, program.parameters[0], device)))
     its = program.loss_parameter
-    return program._replace(stages=tuple(stages), own_loss=None, loss_parameter=None if its is None else empty(its))
+    its = None if its is None else empty(its)
+    return program._replace(stages=tuple(stages), own_loss=None, loss_parameter=its, contraction=None)

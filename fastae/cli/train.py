@@ -258,7 +258,7 @@ def _draw(model: Autoencoder, history: fastae.History, x: NDArray[Any], out: Pat
             given = rows if model.corrupt is None else noisy(model.corrupt, torch.from_numpy(rows).float()).numpy()
             spoilt = None if model.corrupt is None else given
             plot_reconstructions(rows, model(given), out / "reconstructions.png", image, spoilt)
-            if model.bottleneck is not None:
+            if model.variational is not None:
                 plot_samples(_flat(model.sample(60)), out / "samples.png", image)
                 plot_samples(_interpolation(model, x), out / "interpolation.png", image)
     except ImportError as error:

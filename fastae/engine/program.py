@@ -7,7 +7,7 @@ from typing import NamedTuple
 from fastae_kernels.elementwise import LossKind
 from torch import nn
 
-from fastae.bottlenecks import Variational
+from fastae.bottlenecks import CodePenalty, Contractive, Variational
 from fastae.noise import Noise
 
 
@@ -48,12 +48,29 @@ class Module(NamedTuple):
     module: nn.Module
 
 
-Stage = Dense | Sample | Module
+class Penalise(NamedTuple):
+    """A code of `width` latents that is left as it is and raises the loss."""
+
+    name: str
+    width: int
+    part: CodePenalty
+
+
+class Contraction(NamedTuple):
+    """Layers, the first ones of the program, whose Jacobian raises the loss."""
+
+    part: Contractive
+    layers: tuple[Dense, ...]
+
+
+Stage = Dense | Sample | Penalise | Module
 
 
 def layer_of(stage: Stage) -> Dense | None:
     """The stage's layer of the kernels' own, if it has one."""
-    return None if isinstance(stage, Module) else stage.dense if isinstance(stage, Sample) else stage
+    if isinstance(stage, Sample):
+        return stage.dense
+    return stage if isinstance(stage, Dense) else None
 
 
 class Program(NamedTuple):
@@ -63,6 +80,7 @@ class Program(NamedTuple):
     own_loss: why the model's own `loss` has to be called instead of the only stage, the model.
     corrupt: the noise that rows get on their way in; the target is what they were.
     loss_parameter: what the loss has to be trained: one number for each output column, or one for all.
+    contraction: what raises the loss by the Jacobian of the code.
     """
 
     stages: tuple[Stage, ...]
@@ -73,11 +91,19 @@ class Program(NamedTuple):
     own_loss: str | None = None
     corrupt: Noise | None = None
     loss_parameter: nn.Parameter | None = None
+    contraction: Contraction | None = None
 
     @property
     def variational(self) -> Variational | None:
         """What is asked of the code, if it is sampled."""
         return next((stage.part for stage in self.stages if isinstance(stage, Sample)), None)
+
+    @property
+    def penalised(self) -> CodePenalty | Contractive | None:
+        """What raises the loss, but for a sampled code."""
+        if self.contraction is not None:
+            return self.contraction.part
+        return next((stage.part for stage in self.stages if isinstance(stage, Penalise)), None)
 
     @property
     def share(self) -> float:

@@ -40,6 +40,7 @@ class Place:
     beta: Tensor | None = None  # [], of a variational code: the factor of its divergence
     row_weight: Tensor | None = None  # [M], factors of the rows' divergence
     dparameter: Tensor | None = None  # of the last stage: the gradient by the loss's own parameter
+    unit: float = 1.0  # what gradients lack: the loss's scale u
 
 
 @dataclass(eq=False, repr=False)
@@ -55,6 +56,7 @@ class Kept:
     sampled: Sampled | None = None  # of a variational code, as are
     penalty: Penalty | None = None
     kl: Tensor | None = None  # partial sums over the rows
+    slope: Tensor | None = None  # of a code with a penalty: that by z
 
 
 class BoundStage(Protocol):
@@ -170,7 +172,7 @@ def is_known(module: nn.Module) -> bool:
     return type(module).__module__.startswith("torch.nn.") or type(module) is ThinConv2d
 
 
-def _run(call: Callable[[], object]) -> None:
+def run(call: Callable[[], object]) -> None:
     call()
 
 
@@ -187,7 +189,7 @@ class ModuleStage:
     needs_dx: bool  # whether a stage below wants a gradient
     autocast: torch.dtype | None = None  # the step's dtype where parameters have another
     name: str = ""
-    apart: Callable[[Callable[[], object]], None] = field(default=_run)
+    apart: Callable[[Callable[[], object]], None] = field(default=run)
 
     def __post_init__(self) -> None:
         # PyTorch's own modules say so; of others nothing is known

@@ -17,10 +17,11 @@ from fastae.engine import schedule
 from fastae.engine.call_list import Call, Recorder
 from fastae.engine.draws import At
 from fastae.engine.parameters import StepParameters
-from fastae.engine.program import Dense, Module, Program, Sample, layer_of
+from fastae.engine.penalties import PenaltyStage, add_contraction
+from fastae.engine.program import Dense, Module, Penalise, Program, Sample, layer_of
 from fastae.engine.randomness import Randomness
 from fastae.engine.sample_stage import SampleStage
-from fastae.engine.stages import BoundStage, DenseStage, ModuleStage, Place, Scale
+from fastae.engine.stages import BoundStage, DenseStage, ModuleStage, Place, Scale, run
 from fastae.nn.backend import DeviceSpec, decide, ops
 
 logger = logging.getLogger(__name__)
@@ -35,6 +36,9 @@ def choices(program: Program, like: Tensor | DeviceSpec, rows: int) -> list[Choi
     found: list[Choice] = []
     for stage in program.stages:
         layer = layer_of(stage)
+        if isinstance(stage, Penalise):
+            found.append((found[-1][0], "a penalty on the code, by autograd"))
+            continue
         if layer is None:
             why = "a module of its own, by autograd" if isinstance(stage, Module) else "a code from a module of its own"
             found.append(("torch", why))
@@ -80,6 +84,7 @@ class StaticStep:
         self._criterion = Criterion(
             program.kind, features=features, share=program.share, parameter=self.parameters.loss
         )
+        self._apart: Callable[[Callable[[], object]], None] = run
         self.random = Randomness(program, self.choices, self.device) if program.random else None
         self.repeats = backends == {"torch"} and self.device.type == "cpu" and program.own_loss is None
         self._in_numbers = self.device.type == "cpu" and "triton" not in backends  # the scale is a host number
@@ -106,6 +111,8 @@ class StaticStep:
                         p.weights[dense], p.biases[dense], p.needs[dense], p.places[dense]
                     )  # fmt: skip
                 made.append(code)
+            elif isinstance(stage, Penalise):
+                made.append(PenaltyStage(chosen, stage.part, stage.width, name=stage.name))
             else:
                 wants = any(q.requires_grad for q in self.program.parameters)
                 cast = None if own == self.dtype else self.dtype
@@ -173,14 +180,15 @@ class StaticStep:
 
     def record(self, memory: Memory, recorder: Recorder) -> Recorder:
         """Compute once and note the calls."""
-        islands = [stage for stage in self.stages if isinstance(stage, ModuleStage)]
-        kept = [stage.apart for stage in islands]
+        islands = [stage for stage in self.stages if isinstance(stage, ModuleStage | PenaltyStage)]
+        self._apart = recorder.apart
         for stage in islands:
             stage.apart = recorder.apart
         with recorder:
             self.compute(memory)
-        for stage, apart in zip(islands, kept, strict=True):
-            stage.apart = apart
+        self._apart = run
+        for stage in islands:
+            stage.apart = run
         return recorder
 
     def compute(self, memory: Memory) -> None:
@@ -204,9 +212,23 @@ class StaticStep:
         if self.parameters.dloss is not None and memory.factor is not None:
             self.parameters.dloss.mul_(memory.factor if scale is None else scale)
         dense = [grad for grad, stage in zip(grads, self.program.stages, strict=True) if layer_of(stage) is not None]
-        code = next((k for k in state.kept if k.kl is not None), None)
-        parts = () if code is None or code.kl is None or code.penalty is None else (code.kl, code.penalty)
-        memory.found[memory.variant] = Found(self.parameters.collect(dense), state.loss, *parts)
+        gradients = self.parameters.collect(dense)
+        raised = next((k.penalty for k in state.kept if k.penalty is not None), None)
+        if self.program.contraction is not None:
+            raised = self._contract(memory, criterion.row_weight, gradients, state.loss)
+        kl = next((k.kl for k in state.kept if k.kl is not None), None)
+        memory.found[memory.variant] = Found(gradients, state.loss, kl, raised)
+
+    def _contract(
+        self, memory: Memory, row_weight: Tensor | None, gradients: Sequence[Tensor], loss: Tensor
+    ) -> Penalty:  # fmt: skip
+        """Add what the program's contraction raises the loss and the gradients by."""
+        of, value = self.program.contraction, loss.new_empty(1)
+        assert of is not None
+        places: dict[Tensor, Tensor] = dict(zip(self.trainable, gradients, strict=False))
+        self._apart(lambda: add_contraction(of, memory.given, row_weight, places, value))
+        loss.add_(value.view(()), alpha=1 / memory.count)
+        return Penalty(value)
 
     def _by_autograd(self, memory: Memory) -> None:
         """The model's own loss."""
@@ -227,8 +249,8 @@ class StaticStep:
 
 
 class Found(NamedTuple):
-    """What a step leaves: the gradients of the layers' parameters, the loss [] and, of a variational code, partial sums
-    of its rows' divergence and what the loss was raised by."""
+    """What a step leaves: the gradients of the layers' parameters, the loss [], partial sums of the rows' divergence in
+    a variational code, and what the loss was raised by."""
 
     gradients: list[Tensor]
     loss: Tensor
@@ -272,7 +294,7 @@ class Memory:
             island, of = isinstance(stage, ModuleStage), Place() if full is None else full.places[i]
             width = self._width_after(step, i)
             place = Place(dp=rows(width, of.dp, wide if island and i == last else dtype))
-            if i < last or island:
+            if (i < last or island) and not isinstance(stage, PenaltyStage):
                 place.y = rows(width, of.y, wide if island and i == last else dtype)
             if isinstance(stage, DenseStage) and i < last and stage.saves == "p":
                 place.p = rows(width, of.p)
@@ -295,6 +317,8 @@ class Memory:
             self.scale = torch.full((), self.factor, dtype=wide, device=step.device)
         elif dtype.itemsize == 2:
             self.scale = self.factor
+        for place in self.places:
+            place.unit = 1.0 if self.scale is None else self.factor or 1.0
 
     @staticmethod
     def _width_after(step: StaticStep, i: int) -> int:
@@ -313,8 +337,10 @@ class Memory:
             return stage.w.shape[1]
         if isinstance(stage, SampleStage):
             return 2 * stage.width if stage.w is None else stage.w.shape[1]
+        if isinstance(stage, PenaltyStage):
+            return stage.width
         below = step.stages[i - 1]
-        assert isinstance(below, DenseStage | SampleStage), "islands that meet are one"
+        assert isinstance(below, DenseStage | SampleStage | PenaltyStage), "islands that meet are one"
         return below.w.shape[0] if isinstance(below, DenseStage) else below.width
 
     def target(self) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastae.bottlenecks import KLSparse
 from fastae.engine.all_reduce import GradientAllReduce
 from fastae.engine.cuda_graph import GraphedStep
 from fastae.engine.optimizer import Update
@@ -108,17 +109,14 @@ class TrainStep:
         if program.own_loss is not None and not self._warned:
             self._warned = True
             logger.warning("TrainStep calls the model's own loss through autograd: %s", program.own_loss)
-        part = program.variational
-        if self._group is not None and part is not None and (part.capacity is not None or part.free_bits):
-            raise ValueError(
-                "TrainStep: group must be None for a code with capacity or free_bits, which are of a whole batch's mean"
-            )
+        if self._group is not None and (what := _of_a_batch(program)):
+            raise ValueError(f"TrainStep: group must be None for a code with {what}: that is of a whole batch's mean")
         self.static, self._signature, self._last = static, Signature(self.model, program), static.memory
         self._frozen = [p for p in self.model.parameters() if not p.requires_grad]
         self._total = self._total.to(static.device)
         lacks = bool(static.parameters.by_autograd) or self._group is not None
         self._update = Update(self.optimizer, static.trainable, lacks)
-        extras = 0 if program.variational is None else 2
+        extras = 2 if program.variational is not None else 1 if program.penalised is not None else 0
         self._mean = None if self._group is None else GradientAllReduce(static.trainable, self._group, extras)
         self._graphed = None
         if static.device.type == "cuda" and _capturable(program):
@@ -221,24 +219,41 @@ class TrainStep:
         """
         if self.static.program.variational is None:
             raise ValueError("TrainStep: divergence is that of a variational code; the model's is not sampled")
-        if self._mean is not None:
-            return self._mean.extra[0].clone(), self._mean.extra[1].clone()
-        return self._divergence_here()
+        kl, raised = self._raised_here() if self._mean is None else self._mean.extra.clone()
+        return kl, raised
 
-    def _divergence_here(self) -> tuple[Tensor, Tensor]:
+    @property
+    def is_penalised(self) -> bool:
+        """Whether the step raises the loss by a penalty on its code; a model's own loss may do so instead."""
+        return self.static.program.penalised is not None
+
+    def penalty(self) -> Tensor:
+        """What the bottleneck raised the loss of the last step by: [].
+
+        In a group that of all processes' rows. Raises ValueError for a model whose bottleneck is none of `L1`,
+        `KLSparse` and `Contractive`.
+        """
+        if self.static.program.penalised is None:
+            raise ValueError("TrainStep: penalty is that of a bottleneck; the model's raises no loss")
+        (raised,) = self._raised_here() if self._mean is None else self._mean.extra.clone()
+        return raised
+
+    def _raised_here(self) -> tuple[Tensor, ...]:
+        """On this process: the mean KL, if there is one, and what the loss was raised by, if it was; each []."""
         memory = self._last
         found = memory.found[memory.variant]
-        assert found.kl is not None
-        assert found.penalty is not None
+        if found.penalty is None:
+            return ()
         raised = found.penalty.partials.sum()
         raised = raised if found.penalty.factor is None else raised * found.penalty.factor
-        return found.kl.sum() / memory.count, raised / memory.count
+        means = (raised / memory.count,)
+        return means if found.kl is None else (found.kl.sum() / memory.count, *means)
 
     def apply(self, loss: Tensor, count: int) -> None:
         """Update the parameters with the gradients of the last `static.run`, in a group with those of all processes."""
         gradients = self.static.gradients
         if self._mean is not None:
-            extra = self._divergence_here() if self.static.program.variational is not None else ()
+            extra = self._raised_here()
             gradients = self._mean(loss, gradients, count, extra)
         self._update(gradients)
 
@@ -309,6 +324,15 @@ def _refuse_kind(x: object, rows: object) -> NoReturn:
         raise TypeError(f"TrainStep: rows must be an int64 tensor; got {type(rows).__name__}: torch.as_tensor(rows)")
     hint = ": torch.from_numpy(x) makes one" if isinstance(x, np.ndarray) else ""
     raise TypeError(f"TrainStep: x must be a torch.Tensor; got {type(x).__name__}{hint}")
+
+
+def _of_a_batch(program: Program) -> str | None:
+    """What of the code is a function of the mean over a whole batch, or None."""
+    part, sampled = program.penalised, program.variational
+    if isinstance(part, KLSparse):
+        return "a KLSparse bottleneck"
+    shaped = sampled is not None and (sampled.capacity is not None or sampled.free_bits > 0)
+    return "capacity or free_bits" if shaped else None
 
 
 def _capturable(program: Program) -> bool:

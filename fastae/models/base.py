@@ -12,29 +12,26 @@ from fastae_kernels.elementwise import LossKind
 from torch import Tensor, nn
 from torch.nn.modules.module import _has_any_global_hook
 
-from fastae.bottlenecks import Bottleneck
+from fastae.bottlenecks import Bottleneck, Variational
 from fastae.data.arrays import in_chunks
 from fastae.data.scaling import Scaler
 from fastae.engine.autograd import stack_encode, stack_loss, stack_of, stack_score
-from fastae.engine.program import Dense, Module, Program
+from fastae.engine.program import Dense, Program
 from fastae.engine.signature import HOOKS
 from fastae.likelihoods import MSE, Likelihood, spelled
 from fastae.models.format import MODELS
 from fastae.models.objective import objective, row_bounds, wide, wide_or_none
+from fastae.models.program import program_of
 from fastae.models.stages import (
     dense_stage,
-    each_hook_once,
     hooked,
     layer_reason,
     rows_of,
-    sample_stage,
-    stages_of,
 )  # fmt: skip
 from fastae.nn.arguments import autocast_dtype, refuse_torchscript, seed_number, supports_kernels, whole_number
 from fastae.nn.dropout import HiddenDropout, no_dropout
 from fastae.nn.log_likelihood import log_likelihood, scored
 from fastae.nn.losses import eager_loss, kind_of, mse_loss, row_losses
-from fastae.nn.tied_linear_act import TiedLinearAct
 from fastae.noise import Noise
 
 if TYPE_CHECKING:
@@ -94,13 +91,18 @@ class Autoencoder(nn.Module):
     @property
     def widest(self) -> int:
         """The width of the widest layer: how much memory a row takes on its way."""
-        code = 0 if self.bottleneck is None else 2 * self.features[-1]
+        code = 0 if self.variational is None else 2 * self.features[-1]
         return max(self.features + self.decoder_features + [code])
 
     @property
     def kind(self) -> LossKind:
         """The loss as the kernels know it."""
         return kind_of(self.likelihood)
+
+    @property
+    def variational(self) -> Variational | None:
+        """The bottleneck, if it makes the code a random one."""
+        return self.bottleneck if isinstance(self.bottleneck, Variational) else None
 
     def to_rows(self, x: Rows, name: str) -> Rows:
         """Reshape x as the layers take it, [..., in_features]; `name` is what an error calls it. Here x itself."""
@@ -161,7 +163,7 @@ class Autoencoder(nn.Module):
 
     def _code(self, x: Tensor) -> Tensor:
         code: Tensor = self.encoder(x)
-        return code if self.bottleneck is None else code[..., : self.features[-1]]
+        return code if self.variational is None else code[..., : self.features[-1]]
 
     def decode(self, z: Rows) -> Rows:
         """The reconstruction from a code: [..., features[-1]] -> [..., features[0]]."""
@@ -192,12 +194,12 @@ class Autoencoder(nn.Module):
         huber the mean over values, for a log-likelihood -log p in nats without its constants, the mean over rows.
         sample_weight [rows] is a factor of each row's loss; the mean is still over the number of rows.
 
-        In training mode x gets the model's noise, a variational code is sampled; in either mode beta KL is added to the
-        loss, with beta in full.
+        In training mode x gets the model's noise, and a variational code is sampled. In either mode what the bottleneck
+        asks for is added: beta KL, with beta in full, or a penalty.
 
         fp32 (fp64 for fp64). All layers and the loss are one autograd function where x is [rows, features[0]], the
         layers are as the constructor made them, without hooks, and the target needs no gradient; elsewhere, under
-        `torch.autocast`, `torch.compile` and `torch.func`, and with weights, noise, dropout, a variational code or a
+        `torch.autocast`, `torch.compile` and `torch.func`, and with weights, noise, dropout, a bottleneck or a
         likelihood that has parameters, the layers are called one by one. (A `TrainStep` fuses those too.)
         """
         target = None if target is None or target is x else self.to_rows(target, self._called("target"))
@@ -273,7 +275,7 @@ class Autoencoder(nn.Module):
             )
 
     def _require_variational(self, method: str) -> None:
-        if self.bottleneck is None:
+        if self.variational is None:
             raise ValueError(f"{method}: bottleneck must be Variational; got a model without one")
 
     def fit(
@@ -363,35 +365,9 @@ class Autoencoder(nn.Module):
     def program(self) -> Program:
         """The stages of a training step: plain layers as they are, runs of other modules as islands of autograd, or the
         whole model as one where its calls are not the sequence of its layers."""
-        widths, trained = (self.kind, self.in_features, self.out_features), self.loss_parameter
-        tied = [m.source for m in self.modules() if isinstance(m, TiedLinearAct)]  # of a layer that was replaced, too
-        everything = tuple(dict.fromkeys(p for m in (self, *tied) for p in m.parameters()))
-        if type(self).loss is not _OWN["loss"] or "loss" in vars(self):
-            return Program((Module("", self),), *widths, everything, f"{type(self).__name__} has a loss of its own")
-        if trained is not None and (trained._backward_hooks or trained._post_accumulate_grad_hooks):
-            return Program((Module("", self),), *widths, everything, "a parameter of its likelihood has a hook")
-        itself = self if log_likelihood(self.likelihood.name).mean is None else _Logits(self)
-        more: dict[str, Any] = {"corrupt": self.corrupt if self.training else None, "loss_parameter": trained}
-        whole = Program((Module("", itself),), *widths, everything, **more)
-        reason = self._reason_to_call()
-        if self.bottleneck is not None and (reason or not self.training):
-            reason = reason or "in eval mode the code is not sampled"
-            return Program((Module("", self),), *widths, everything, reason)  # whose loss knows the divergence
-        if reason is not None:
-            return whole
-        if self.bottleneck is None:
-            stages = stages_of(self.named_layers())
-        else:
-            stages = stages_of(self._layers_in("encoder"))
-            stages.append(sample_stage(stages, self.features[-1], self.bottleneck))
-            stages += stages_of(self._layers_in("decoder"))
-        if not any(isinstance(stage, Module) for stage in stages):
-            return Program(tuple(stages), *widths, **more)
-        if each_hook_once(stages):
-            return Program(tuple(stages), *widths, everything, **more)
-        if self.bottleneck is not None:
-            return Program((Module("", self),), *widths, everything, "a parameter with a hook is used twice")
-        return whole
+        own = type(self).loss is not _OWN["loss"] or "loss" in vars(self)
+        own_loss = f"{type(self).__name__} has a loss of its own" if own else None
+        return program_of(self, own_loss, self._reason_to_call())
 
     def unsupported_reason(self) -> str | None:
         """Why the layers cannot be fused into one chain (replaced, hooked, reparametrised), or None."""
@@ -400,9 +376,10 @@ class Autoencoder(nn.Module):
 
     def named_layers(self) -> list[tuple[str, nn.Module]]:
         """(name, layer) of encoder and decoder, first to last."""
-        return self._layers_in("encoder") + self._layers_in("decoder")
+        return self.layers_in("encoder") + self.layers_in("decoder")
 
-    def _layers_in(self, part: str) -> list[tuple[str, nn.Module]]:
+    def layers_in(self, part: str) -> list[tuple[str, nn.Module]]:
+        """(name, layer) of `part`, "encoder" or "decoder"."""
         modules = getattr(self, part)._modules
         return [(f"{part}.{name}", layer) for name, layer in modules.items() if layer]
 
@@ -419,7 +396,7 @@ class Autoencoder(nn.Module):
                 if reason := layer_reason(layer):
                     return reason
                 made.append(dense_stage("", layer))
-            if stack is self.encoder and self.bottleneck is not None:
+            if stack is self.encoder and self.variational is not None:
                 made[-1] = rows_of(made[-1], self.features[-1])
         return made
 
@@ -471,17 +448,6 @@ class Autoencoder(nn.Module):
             if torch.is_grad_enabled():
                 return function(x)
         return in_chunks(function, x, width, self.widest, next(self.parameters()), name)
-
-
-class _Logits(nn.Module):
-    """A whole model as an island of a step, whose loss takes logits."""
-
-    def __init__(self, model: Autoencoder) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, x: Tensor) -> Tensor:
-        return self.model.logits(x)
 
 
 # The original methods, kept at import so that overrides can be detected

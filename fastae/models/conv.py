@@ -10,7 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from fastae.bottlenecks import Bottleneck
+from fastae.bottlenecks import Bottleneck, Contractive, KLSparse
 from fastae.likelihoods import Bernoulli, Likelihood, spelled
 from fastae.models.base import Autoencoder, Rows
 from fastae.models.parts import bottleneck_of, corrupt_of, spelled_parts
@@ -80,8 +80,14 @@ class ConvAutoencoder(Autoencoder, saved_as="fastae.ConvAutoencoder"):
         self.likelihood = likelihood_beside(likelihood, output_activation, "ConvAutoencoder")
         self.corrupt = corrupt_of(corrupt, math.prod(self.image), "ConvAutoencoder: corrupt")
         self.bottleneck = bottleneck_of(bottleneck, self.likelihood, False, code_activation, "ConvAutoencoder")
-        if self.bottleneck is not None and self.code is None:
+        if self.variational is not None and self.code is None:
             raise ValueError("ConvAutoencoder: code must be a width beside a variational code; got None")
+        if isinstance(self.bottleneck, Contractive):
+            raise ValueError("ConvAutoencoder: bottleneck must not be contractive: the encoder is not of dense layers")
+        if isinstance(self.bottleneck, KLSparse) and self.code is None:
+            raise ValueError(
+                "ConvAutoencoder: code must be a width beside kl_sparse, whose units lie in (0, 1); got None"
+            )
         sizes = self._sizes()
         maps = [n * h * w for n, (h, w) in zip(self.channels, sizes[1:], strict=True)]
         self.features = [math.prod(self.image), *maps, *([] if self.code is None else [self.code])]
@@ -110,7 +116,7 @@ class ConvAutoencoder(Autoencoder, saved_as="fastae.ConvAutoencoder"):
             layers += [nn.MaxPool2d(2, ceil_mode=True)]
         layers.append(nn.Flatten())
         if self.code is not None:
-            width = self.code if self.bottleneck is None else 2 * self.code
+            width = self.code if self.variational is None else 2 * self.code
             layers.append(LinearAct(flat, width, activation=self.code_activation, **made))
         return layers
 

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from fastae.bottlenecks import Bottleneck
+from fastae.bottlenecks import Bottleneck, Contractive
 from fastae.likelihoods import MSE, Likelihood, spelled
 from fastae.models.base import Autoencoder
 from fastae.models.parts import bottleneck_of, corrupt_of, spelled_parts
@@ -94,6 +94,8 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
         self.dropout = number("DenseAutoencoder", "dropout", dropout, 0, 1, below=True)
         self.corrupt = corrupt_of(corrupt, self.features[0], "DenseAutoencoder: corrupt")
         self.bottleneck = bottleneck_of(bottleneck, self.likelihood, tied, code_activation, "DenseAutoencoder")
+        if isinstance(self.bottleneck, Contractive) and self.dropout:
+            raise ValueError(f"DenseAutoencoder: dropout must be 0 beside a contractive code; got {dropout!r}")
 
         def stack(widths: list[int], last: str) -> list[LinearAct]:
             names = [activation] * (len(widths) - 2) + [last]
@@ -102,7 +104,7 @@ class DenseAutoencoder(Autoencoder, saved_as="fastae.DenseAutoencoder"):
                 for (k, n), name in zip(pairwise(widths), names, strict=True)
             ]
 
-        code = self.features[-1] * (1 if self.bottleneck is None else 2)
+        code = self.features[-1] * (1 if self.variational is None else 2)
         encoder = stack([*self.features[:-1], code], code_activation)
         decoder: list[nn.Module]
         if tied:

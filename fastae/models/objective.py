@@ -13,8 +13,10 @@ from fastae_kernels.noise import Key, corrupt, hide
 from fastae_kernels.sampling import HIGHEST, LOWEST
 from torch import Tensor
 
-from fastae.bottlenecks import Variational
+from fastae.bottlenecks import Contractive, Variational
+from fastae.engine.penalties import code_penalty, contraction
 from fastae.engine.randomness import corruption_of, group_count, groups_of
+from fastae.models.program import encoder_layers
 from fastae.nn.log_likelihood import log_likelihood, scored
 from fastae.nn.losses import eager_loss, row_losses
 from fastae.noise import Noise
@@ -31,16 +33,24 @@ def objective(model: Any, x: Tensor, target: Tensor, weight: Tensor | None = Non
         share = noise.q if getattr(noise, "loss_on", "all") == "masked" else 1.0
     else:
         rows = x
-    part, kl = model.bottleneck, None
+    part, kl, more = model.bottleneck, None, None
     if part is None:
         y = model.logits(rows)
+    elif isinstance(part, Contractive):
+        if not torch.compiler.is_compiling():
+            encoder_layers(model)  # or it raises
+        y, more = model.logits(rows), contraction(part, [*model.encoder], rows, weight)
+    elif not isinstance(part, Variational):
+        z = model.encoder(rows)
+        y, more = model.decoder(z), code_penalty(part, z, weight)
     else:
         mu, log_var = halves(model.encoder(rows))
         z = mu + (log_var / 2).exp() * torch.randn_like(mu) if model.training else mu
         y, kl = model.decoder(z), divergence(mu, log_var)
     y, counted, trained = wide(y), wide(counted), wide_or_none(model.loss_parameter)
     if weight is None and kl is None and share == 1:
-        return eager_loss(y, counted, model.kind, "mean", trained)
+        loss = eager_loss(y, counted, model.kind, "mean", trained)
+        return loss if more is None else loss + more
     if share < 1:
         missing = counted.isnan()
         values = eager_loss(y, counted.masked_fill(missing, 0.5), model.kind, "none", trained)
@@ -49,9 +59,10 @@ def objective(model: Any, x: Tensor, target: Tensor, weight: Tensor | None = Non
         values = eager_loss(y, counted, model.kind, "none", trained)
     losses = row_losses(values, model.kind)
     r = 1 if weight is None else weight
-    if part is None or kl is None:
-        return (losses * r).mean()
-    return (losses * r).mean() + penalty(part, kl if weight is None else kl * weight.unsqueeze(1))
+    loss = (losses * r).mean()
+    if isinstance(part, Variational) and kl is not None:
+        return loss + penalty(part, kl if weight is None else kl * weight.unsqueeze(1))
+    return loss if more is None else loss + more
 
 
 def wide(t: Tensor) -> Tensor:

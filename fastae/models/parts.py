@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastae.bottlenecks import PARTS as BOTTLENECKS
-from fastae.bottlenecks import Bottleneck
+from fastae.bottlenecks import Bottleneck, KLSparse, Variational
 from fastae.likelihoods import Likelihood
 from fastae.nn.log_likelihood import LOG_LIKELIHOODS
 from fastae.noise import PARTS as NOISES
@@ -27,10 +27,15 @@ def corrupt_of(given: str | Noise | None, features: int, what: str) -> Noise | N
 def bottleneck_of(
     given: str | Bottleneck | None, likelihood: Likelihood, tied: bool, code_activation: str, owner: str
 ) -> Bottleneck | None:
-    """The bottleneck that a part or its spelling stands for; ValueError for what a variational code excludes."""
+    """The bottleneck that a part or its spelling stands for; ValueError for what it excludes."""
     if given is None:
         return None
     part: Bottleneck = part_of(given, BOTTLENECKS, f"{owner}: bottleneck", "bottlenecks")
+    got = repr(code_activation)
+    if isinstance(part, KLSparse) and code_activation != "sigmoid":
+        raise ValueError(f"{owner}: code_activation must be 'sigmoid' beside kl_sparse; got {got}")
+    if not isinstance(part, Variational):
+        return part
     if likelihood.name not in LOG_LIKELIHOODS:
         raise ValueError(
             f"{owner}: likelihood must be one of {', '.join(LOG_LIKELIHOODS)} beside a variational code; got "
@@ -39,7 +44,6 @@ def bottleneck_of(
     if tied:
         raise ValueError(f"{owner}: tied must be False beside a variational code, whose last layer is twice as wide")
     if code_activation != "identity":
-        got = repr(code_activation)
         raise ValueError(f"{owner}: code_activation must be 'identity' beside a variational code; got {got}")
     return part
 

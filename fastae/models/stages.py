@@ -7,7 +7,7 @@ from typing import Any, cast
 
 from torch import Tensor, nn
 
-from fastae.bottlenecks import Bottleneck
+from fastae.bottlenecks import Variational
 from fastae.engine.program import Dense, Module, Sample, Stage, layer_of
 from fastae.engine.signature import HOOKS
 from fastae.nn.dropout import HiddenDropout
@@ -31,7 +31,7 @@ def stages_of(layers: Sequence[tuple[str, nn.Module]]) -> list[Stage]:
     return stages + _island(islands)
 
 
-def sample_stage(stages: list[Stage], width: int, part: Bottleneck) -> Sample:
+def sample_stage(stages: list[Stage], width: int, part: Variational) -> Sample:
     """The stage of a code that the last of the stages gives, which it takes over if that is a plain layer."""
     last = stages[-1]
     if isinstance(last, Dense) and not last.dropout and last.activation == "identity":

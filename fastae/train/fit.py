@@ -47,6 +47,9 @@ class TrainableModel(Trainable, Protocol):
     bottleneck: Any
 
     @property
+    def variational(self) -> Any: ...
+
+    @property
     def in_features(self) -> int: ...
 
     @property
@@ -208,9 +211,8 @@ def _train(
     )
     step.load_state_dict(step.state_dict() | {"steps": run.history.epochs * steps})  # of a run that is gone on with
     data = train.to(step.dtype)
-    part = run.model.bottleneck
-    divergences = train.x.new_zeros(2, steps)  # KL and what it raised the loss by
-    _warn_of_warmup(part, epochs * steps)
+    raised = train.x.new_zeros(2, steps)  # KL, and what the bottleneck raised the loss by
+    _warn_of_warmup(run.model.variational, epochs * steps)
     with Progress(epochs, steps, run.history.epochs, enabled=progress and ranks.rank == 0) as bar:
         while run.history.epochs < epochs and run.history.stopped is None:
             good = {name: t.detach().clone() for name, t in run.model.state_dict().items()}
@@ -219,8 +221,10 @@ def _train(
             for number, rows in enumerate(order.split(batch_size)):
                 mine, first = ranks.share(rows), ranks.first(len(rows))
                 losses[number] = step(data.x, mine, data.target, data.weight, first)
-                if part is not None and step.is_sampled:
-                    divergences[0, number], divergences[1, number] = step.divergence()
+                if step.is_sampled:
+                    raised[0, number], raised[1, number] = step.divergence()
+                elif step.is_penalised:
+                    raised[1, number] = step.penalty()
                 bar.step(number)
             step_losses = losses.tolist()  # the epoch's one wait for the device
             seconds = time.perf_counter() - started
@@ -232,9 +236,11 @@ def _train(
                 return (math.fsum(of_steps[:-1]) * batch_size + of_steps[-1] * last_rows) / count
 
             run.history.loss.append(mean(step_losses))
-            if part is not None and step.is_sampled:
-                kl, raised = (mean(row) for row in divergences.tolist())
-                run.history.nll.append(run.history.loss[-1] - raised)
+            kl, penalty = (mean(row) for row in raised.tolist())
+            if step.is_penalised:
+                run.history.penalty.append(penalty)
+            if step.is_sampled:
+                run.history.nll.append(run.history.loss[-1] - penalty)
                 run.history.kl.append(kl)
                 run.history.active_units.append(active_units(run.model, validation if run.has_validation else train))
             if val_loss is not None:

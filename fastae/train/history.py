@@ -17,6 +17,7 @@ class History:
     with the mean of a variational code and beta in full (empty without validation data);
     nll, kl: of a variational code, the two parts of the loss in nats a row, without beta; active_units: the latents
     whose mean varies over the rows (by more than 0.01); empty for other models;
+    penalty: what a bottleneck `L1`, `KLSparse` or `Contractive` raised the loss by; empty for other models;
     rows_per_s: training rows per second;
     stopped: why training ended before the last epoch ("early stopping", "interrupted"), or None;
     best_epoch: that whose weights `EarlyStopping` gave the model back, counted from 1; None: it has the last ones.
@@ -30,6 +31,7 @@ class History:
     nll: list[float] = field(default_factory=list)
     kl: list[float] = field(default_factory=list)
     active_units: list[int] = field(default_factory=list)
+    penalty: list[float] = field(default_factory=list)
 
     @property
     def epochs(self) -> int:
@@ -44,7 +46,7 @@ class History:
             "rows_per_s": list(self.rows_per_s),
             "stopped": self.stopped,
             "best_epoch": self.best_epoch,
-        } | {name: list(values) for name in ("nll", "kl", "active_units") if (values := getattr(self, name))}
+        } | {name: list(values) for name in ("nll", "kl", "active_units", "penalty") if (values := getattr(self, name))}
 
     def plot(self, path: str | os.PathLike[str]) -> None:
         """Draw the loss curves into the image file `path`. Raises ImportError without matplotlib (fastae[plots])."""

@@ -32,7 +32,7 @@ def eager_step(model: DenseAutoencoder, x: Tensor) -> OpCounter:
         noise = model.corrupt
         h = through([*model.encoder], x if noise is None else x * (torch.rand_like(x) >= getattr(noise, "q", 0.0)))
         kl: Tensor | None = None
-        if model.bottleneck is not None:
+        if model.variational is not None:
             mu, log_var = h.chunk(2, 1)
             kl = 0.5 * (mu.square() + log_var.exp() - 1 - log_var).sum() / len(x)
             h = mu + (0.5 * log_var).exp() * torch.randn_like(mu)

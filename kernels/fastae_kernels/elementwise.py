@@ -31,7 +31,7 @@ def accumulator(x: Tensor) -> torch.dtype:
 
 class Activation(NamedTuple):
     """`forward(p, out)` writes f(p); `backward(dy, saved, out)` writes dy * f'(p); both may write over their first
-    argument. `differentiable(p)` is f for autograd, for gradients of gradients.
+    argument. `differentiable(p)` is f for autograd, for gradients of gradients, and `slope(p)` is f' for it.
 
     `saves` says what f' is written from inside a step: the output `y`, the pre-activation `p`, or nothing.
     `eager_saves`: what PyTorch's own pair of a linear layer and this activation keeps for its backward pass, and what
@@ -46,6 +46,7 @@ class Activation(NamedTuple):
     backward: Callable[[Tensor, Tensor, Tensor], object]
     saves: Literal["y", "p"] | None
     differentiable: Callable[[Tensor], Tensor]
+    slope: Callable[[Tensor], Tensor]
     eager_saves: Literal["y", "p"] | None
     in_place: Callable[[Tensor], Tensor] | None = None
     from_y: Callable[[Tensor, Tensor], Tensor] | None = None
@@ -67,13 +68,24 @@ def _logit_bwd(dy: Tensor, p: Tensor, out: Tensor) -> None:
     out.copy_(aten.logit_backward(dy.to(wide), p.to(wide), LOGIT_EPS))
 
 
+def _logit_slope(p: Tensor) -> Tensor:
+    inside = p.clamp(LOGIT_EPS, 1 - LOGIT_EPS)
+    return torch.where(inside == p, 1 / (inside * (1 - inside)), 0.0)
+
+
+def _mish_slope(p: Tensor) -> Tensor:
+    t = torch.tanh(F.softplus(p))
+    return t + p * torch.sigmoid(p) * (1 - t * t)
+
+
 ACTIVATIONS: dict[str, Activation] = {
-    "identity": Activation(_identity, lambda dy, _, out: _identity(dy, out), None, lambda p: p, None),
+    "identity": Activation(_identity, lambda dy, _, out: _identity(dy, out), None, lambda p: p, torch.ones_like, None),
     "relu": Activation(
         lambda p, out: torch.clamp_min(p, 0, out=out),
         lambda dy, y, out: aten.threshold_backward.grad_input(dy, y, 0, grad_input=out),
         "y",
         torch.relu,
+        lambda p: (p > 0).to(p.dtype),
         "y",
         torch.relu_,
         lambda dy, y: aten.threshold_backward(dy, y, 0),
@@ -84,6 +96,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda dy, y, out: aten.leaky_relu_backward.grad_input(dy, y, LEAKY_RELU_SLOPE, True, grad_input=out),
         "y",
         lambda p: F.leaky_relu(p, LEAKY_RELU_SLOPE),
+        lambda p: (p > 0).to(p.dtype) * (1 - LEAKY_RELU_SLOPE) + LEAKY_RELU_SLOPE,
         "p",
     ),
     "elu": Activation(
@@ -91,6 +104,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda dy, p, out: aten.elu_backward.grad_input(dy, 1, 1, 1, False, p, grad_input=out),
         "p",  # y + 1 is 0 in the tail, where y is rounded
         F.elu,
+        lambda p: p.clamp(max=0).exp(),
         "p",
     ),
     "gelu": Activation(
@@ -98,6 +112,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda dy, p, out: aten.gelu_backward.grad_input(dy, p, grad_input=out),
         "p",
         F.gelu,
+        lambda p: aten.gelu_backward(torch.ones_like(p), p),
         "p",
     ),
     "gelu_tanh": Activation(
@@ -105,6 +120,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda dy, p, out: aten.gelu_backward.grad_input(dy, p, approximate="tanh", grad_input=out),
         "p",
         lambda p: F.gelu(p, approximate="tanh"),
+        lambda p: aten.gelu_backward(torch.ones_like(p), p, approximate="tanh"),
         "p",
     ),
     "silu": Activation(
@@ -112,6 +128,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda dy, p, out: aten.silu_backward.grad_input(dy, p, grad_input=out),
         "p",
         F.silu,
+        lambda p: torch.sigmoid(p) * (1 + p * torch.sigmoid(-p)),
         "p",
         spellings=(nn.SiLU, F.silu),
     ),
@@ -120,6 +137,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda dy, p, out: out.copy_(aten.mish_backward(dy, p)),
         "p",
         F.mish,
+        _mish_slope,
         "p",
         spellings=(nn.Mish, F.mish),
     ),
@@ -128,6 +146,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda dy, y, out: aten.sigmoid_backward.grad_input(dy, y, grad_input=out),
         "y",
         torch.sigmoid,
+        lambda p: torch.sigmoid(p) * torch.sigmoid(-p),
         "y",
         torch.sigmoid_,
         lambda dy, y: aten.sigmoid_backward(dy, y),
@@ -138,6 +157,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda dy, y, out: aten.tanh_backward.grad_input(dy, y, grad_input=out),
         "y",
         torch.tanh,
+        lambda p: 1 - torch.tanh(p).square(),
         "y",
         torch.tanh_,
         lambda dy, y: aten.tanh_backward(dy, y),
@@ -148,6 +168,7 @@ ACTIVATIONS: dict[str, Activation] = {
         lambda dy, p, out: aten.softplus_backward.grad_input(dy, p, 1, SOFTPLUS_THRESHOLD, grad_input=out),
         "p",
         F.softplus,
+        lambda p: torch.where(p > SOFTPLUS_THRESHOLD, 1.0, torch.sigmoid(p)),
         "p",
     ),
     "logit": Activation(
@@ -155,6 +176,7 @@ ACTIVATIONS: dict[str, Activation] = {
         _logit_bwd,
         "p",
         lambda p: torch.logit(p.float() if p.dtype in HALF else p, LOGIT_EPS).to(p.dtype),
+        _logit_slope,
         "p",
     ),
 }

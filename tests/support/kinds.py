@@ -48,11 +48,17 @@ KINDS: dict[str, tuple[Callable[..., Autoencoder], dict[str, Any]]] = {
     "free bits": (dense, VARIATIONAL | {"bottleneck": "variational:free_bits=0.2"}),
     "variational, learned": (dense, VARIATIONAL | {"likelihood": "gaussian:scale=learned"}),
     "all at once": (dense, VARIATIONAL | {"likelihood": "nb", "dropout": 0.2, "corrupt": "drop:0.2"}),
+    "l1": (dense, {"bottleneck": "l1:0.01"}),
+    "kl-sparse": (dense, {"bottleneck": "kl_sparse:0.1,c=0.02", "code_activation": "sigmoid"}),
+    "contractive": (dense, {"bottleneck": "contractive:0.05", "activation": "tanh"}),
+    "contractive, tied": (dense, {"bottleneck": "contractive:0.05", "tied": True, "corrupt": "mask:0.2"}),
+    "l1, all at once": (dense, {"bottleneck": "l1:0.1", "likelihood": "nb", "dropout": 0.2, "corrupt": "drop:0.2"}),
     "convolutions": (conv, {}),
+    "convolutions, l1": (conv, {"bottleneck": "l1:0.1", "code_activation": "relu"}),
     "convolutions, variational": (conv, VARIATIONAL | {"corrupt": "mask:0.2"}),
 }
 # Objectives of a whole batch's mean divergence, which no process has alone
-OF_A_BATCH = {"capacity", "free bits"}
+OF_A_BATCH = {"capacity", "free bits", "kl-sparse"}
 
 
 def make(kind: str, dtype: torch.dtype = torch.float32) -> Autoencoder:
