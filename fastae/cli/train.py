@@ -53,7 +53,9 @@ LARGE = 100.0  # root mean square of data above which scaling is worth a word
 @click.option("--corrupt", help="Noise on the rows of each step: mask:0.3, gaussian:0.4, salt_pepper:0.2, swap:0.15, "
               "drop:0.5; options as in gaussian:0.4,low=0,high=1.")  # fmt: skip
 @click.option("--dropout", default=0.0, show_default=True, help="Share of the hidden outputs that a step puts to 0.")
-@click.option("--bottleneck", help="What is asked of the code: variational, variational:beta=0.5,warmup_steps=1000.")
+@click.option(
+    "--bottleneck", help="What is asked of the code: variational:beta=0.5, l1:0.001, kl_sparse:0.05, contractive:0.01."
+)
 @click.option("--tied", is_flag=True, help="The decoder uses the encoder's weights transposed.")
 @click.option("--scale", default="none", show_default=True, help="none, unit (min-max) or standard, per feature.")
 @click.option("--epochs", default=100, show_default=True)

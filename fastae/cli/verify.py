@@ -13,6 +13,7 @@ import click
 @click.option("--compile", "parts", flag_value="compile", multiple=True, help="Compiled for real GPUs, in budget.")
 @click.option("--execute", "parts", flag_value="execute", multiple=True, help="The compiled code, run on this CPU.")
 @click.option("--traffic", "parts", flag_value="traffic", multiple=True, help="Bytes, sectors and launches of a step.")
+@click.option("--statistics", "parts", flag_value="statistics", multiple=True, help="Laws of what the code draws.")
 @click.option("--quick", is_flag=True, help="Fewer shapes and models: under a minute instead of ten.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the freshly drawn cases (default: another every time).")
 @click.option("--target", help="sm_80, sm_90, sm_100, gfx942, or several with commas between (default: all).")
@@ -23,7 +24,7 @@ import click
 @click.option("--json", "json_file", type=click.Path(path_type=Path, dir_okay=False), help="Write every finding here.")
 def verify(parts: tuple[str, ...], quick: bool, seed: int | None, target: str | None, only: str | None,
            device: str, show_all: bool, json_file: Path | None) -> int:  # fmt: skip
-    """Prove the kernels right without a GPU: all four parts, or those named. Exit code 0 only if everything holds."""
+    """Prove the kernels right without a GPU: all five parts, or those named. Exit code 0 only if everything holds."""
     from fastae.verify.command import VerifyOptions, verify
     from fastae.verify.findings import VERIFY_PARTS
 

@@ -34,9 +34,10 @@ from fastae.verify.findings import VERIFY_PARTS, Finding, Outcome, announced, pa
 from fastae.verify.report import print_report
 from fastae.verify.workers import one_of
 
-MODULES = {"numerics": "numerics", "compile": "compilation", "execute": "execution", "traffic": "traffic"}
-BY_TARGET = ("compile", "execute", "traffic")  # parts with a process for each target
-ORDER = ("execute", "compile", "numerics", "traffic")  # the longest first; what traffic executes, compile has compiled
+MODULES = {"compile": "compilation", "execute": "execution"}  # of other parts the part's own name
+BY_TARGET = ("compile", "execute", "traffic", "statistics")  # parts with a process for each target
+# the longest first; what traffic executes, compile has compiled
+ORDER = ("execute", "compile", "numerics", "traffic", "statistics")
 AT_ONCE = 2  # processes: each has one thread, and the parts are made for two cores
 
 
@@ -102,7 +103,7 @@ def run_parts(options: VerifyOptions) -> list[Outcome]:
     jobs = []
     for part in sorted(options.parts, key=ORDER.index):
         chosen = [t for t in targets_of(part) if t in options.targets or not options.targets]
-        chosen = one_of(chosen) if part == "traffic" and options.quick else chosen
+        chosen = one_of(chosen) if part in ("traffic", "statistics") and options.quick else chosen
         for targets in [(t,) for t in chosen] if part in BY_TARGET else [options.targets]:
             jobs.append(partial(run_child, part, replace(options, targets=targets), running))
     if options.device != "cpu" and "numerics" in options.parts and shutil.which("compute-sanitizer"):
@@ -137,7 +138,7 @@ def environment(part: str, device: str = "cpu") -> dict[str, str]:
 
 
 def _arguments(part: str, options: VerifyOptions) -> list[str]:
-    found = [sys.executable, "-m", f"fastae.verify.{MODULES[part]}", "--seed", str(options.seed)]
+    found = [sys.executable, "-m", f"fastae.verify.{MODULES.get(part, part)}", "--seed", str(options.seed)]
     found += ["--quick"] * options.quick
     found += ["--only", options.only] if options.only else []
     if part == "numerics":

@@ -6,7 +6,7 @@ import json
 import sys
 from dataclasses import asdict, dataclass, field
 
-VERIFY_PARTS = ("numerics", "compile", "execute", "traffic")
+VERIFY_PARTS = ("numerics", "compile", "execute", "traffic", "statistics")
 
 
 @dataclass(frozen=True)

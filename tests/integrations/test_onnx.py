@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from cases import ACTIVATIONS, uniform
+from kinds import KINDS, WIDTH, X, make
 from torch import nn
 
 import fastae
@@ -80,6 +81,25 @@ def test_convolutions_of_any_number_of_images(code: int | None, tmp_path: Path) 
         (y,) = session.run(None, {given.name: x.numpy()})
         with torch.no_grad():
             torch.testing.assert_close(torch.from_numpy(y), model(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_every_kind(kind: str, tmp_path: Path) -> None:
+    """Trained a little; what is exported is the reconstruction."""
+    import onnxruntime
+
+    model = make(kind)
+    model.fit(X, epochs=1, progress=False)
+    model.eval()
+    rows = torch.export.Dim("rows")
+    torch.onnx.export(model, (X,), dynamic_shapes=({0: rows},), verbose=False).save(tmp_path / "model.onnx")
+    session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
+    (given,) = session.get_inputs()
+    assert given.shape == ["rows", WIDTH]
+    for count in (1, len(X)):
+        (y,) = session.run(None, {given.name: X[:count].numpy()})
+        with torch.no_grad():
+            torch.testing.assert_close(torch.from_numpy(y), model(X[:count]), rtol=1e-4, atol=1e-5)
 
 
 def test_the_exporter_on_torchscript_is_refused(tmp_path: Path) -> None:

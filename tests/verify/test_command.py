@@ -55,10 +55,10 @@ def children(monkeypatch):
 def test_all_parts_hold(run, children) -> None:
     code, out, err = run("--seed", 7, "--json", "found.json")
     assert (code, err) == (0, "")
-    *parts, verdict = out.splitlines()[-5:]
+    *parts, verdict = out.splitlines()[-6:]
     assert [line.split()[0] for line in parts] == list(VERIFY_PARTS)
     assert all("1 of 1 checks hold" in line for line in parts)
-    assert verdict.startswith("verified: all 4 checks hold; seed 7, ")
+    assert verdict.startswith("verified: all 5 checks hold; seed 7, ")
     document = json.loads(Path("found.json").read_text())
     assert document["ok"] is True
     assert document["seed"] == 7
@@ -123,7 +123,7 @@ os.kill(os.getpid(), signal.SIGKILL)
     code, out, _ = run()
     assert code == 1
     assert "execute   did not finish: execute was killed by SIGKILL while checking linear_wgrad (float16, M=3)" in out
-    assert out.splitlines()[-1].startswith("FAILED: 1 of 5 checks: linear_wgrad; ")
+    assert out.splitlines()[-1].startswith("FAILED: 1 of 6 checks: linear_wgrad; ")
 
 
 def test_a_child_that_raises(run, children) -> None:
@@ -157,7 +157,7 @@ note("-")
     run()
     lines = (tmp_path / "notes").read_text().split("\n")[:-1]
     assert {line[2:] for line in lines if line[0] == "+"} == {
-        "numerics 1 1", "compile None 1", "execute None 1", "traffic None 1",
+        "numerics 1 1", "compile None 1", "execute None 1", "traffic None 1", "statistics None 1",
     }  # fmt: skip
     depth = [sum(1 if line[0] == "+" else -1 for line in lines[: i + 1]) for i in range(len(lines))]
     assert max(depth) == 2

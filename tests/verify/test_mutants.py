@@ -1,4 +1,4 @@
-"""Nine ways to break a kernel, one at a time: each time `fastae verify` must name it."""
+"""Ten ways to break a kernel, one at a time: each time `fastae verify` must name it."""
 
 import json
 import os
@@ -71,6 +71,13 @@ def test_a_swapped_stride(mutate) -> None:
     found = failures("numerics", "act_bwd", front=front)
     assert names(found) == {"act_bwd"}
     assert any("Frobenius error" in str(f["detail"]) or "NaN" in str(f["detail"]) for f in found)
+
+
+def test_noise_that_knows_no_step(mutate) -> None:
+    front = mutate("random.py", r"step = tl\.load\(state_ptr \+ 1\)", "step = tl.load(state_ptr)")
+    found = failures("statistics", "gather", front=front)
+    assert {f["shape"] for f in found} == {"gaussian", "mask"}  # which compare two steps
+    assert all(str(f["figure"]).startswith("steps ") for f in found)
 
 
 def test_a_load_without_other(mutate) -> None:
