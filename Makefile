@@ -39,7 +39,8 @@ test-all: $(READY)
 	$(BIN)/fastae verify --quick --seed 0
 
 test-integrations: $(READY)
-	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[integrations,examples]'
+	PIP_CONSTRAINT=constraints.txt $(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps 'aeon>=1.0' # for its data alone
 	$(PYTEST) -m integrations
 
 fuzz: $(READY)

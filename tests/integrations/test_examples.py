@@ -16,6 +16,9 @@ SHORT = {
     "compression_against_error": ["--epochs", "2"],
     "digits_convolutional": ["--epochs", "2"],
     "digits_generated": ["--epochs", "5"],
+    "digits_denoised": ["--epochs", "6", "--judged", "100"],
+    "medical_slice_denoised": ["--epochs", "2"],
+    "speech_restored": ["--epochs", "15"],
 }
 
 pytestmark = pytest.mark.integrations
@@ -91,3 +94,30 @@ def test_generated_digits_are_taken_for_digits(tmp_path: Path) -> None:
     assert -200 < -bound < -tighter < -90
     sure = {name: lines(told, name)[0][1] for name in ("real, held out", "variational")}
     assert 0.1 < sure["variational"] < sure["real, held out"]  # after 5 epochs
+
+
+def test_denoised_digits_beside_plain_ones(tmp_path: Path) -> None:
+    told = run("digits_denoised", tmp_path)
+    errors = {name: lines(told, name)[0][-2] for name in ("noisy", "non-local means", "PCA, all", "plain autoencoder")}
+    denoised = lines(told, "fastae")[0][-2]
+    assert denoised < 0.9 * errors["plain autoencoder"]
+    assert denoised < 0.3 * errors["noisy"]
+    assert errors["PCA, all"] < errors["non-local means"] < 0.3 * errors["noisy"]
+
+
+def test_slices_lose_their_noise(tmp_path: Path) -> None:
+    told = run("medical_slice_denoised", tmp_path)
+    for name, low in (("CT", 10), ("MR", 3)):
+        noisy, median, means, fastae, gain = lines(told, name)[0]
+        assert 20 < noisy < 21  # dB, of a noise of 10 % of the range
+        assert gain == pytest.approx(fastae - noisy, abs=0.011)
+        assert gain > low
+        assert noisy < median < min(means, fastae)
+
+
+def test_lost_frames_of_speech(tmp_path: Path) -> None:
+    told = run("speech_restored", tmp_path)
+    for gap in (1, 3):
+        mean, interpolation, ridge, fastae = lines(told, f"gap of {gap}")[0]
+        assert 0.8 < mean < 1  # variances
+        assert max(ridge, fastae) < 0.95 * interpolation < 0.07
