@@ -6,7 +6,7 @@ READY  := $(VENV)/.ready
 PEERS  := .venv-peers
 PYTEST := OMP_NUM_THREADS=1 $(BIN)/python -m pytest --numprocesses auto --maxprocesses 8 --dist worksteal
 
-.PHONY: help setup demo test test-all test-integrations fuzz bench bench-peers lint format clean
+.PHONY: help setup demo test test-all test-integrations fuzz bench bench-peers audit lint format clean
 help:
 	@echo "make demo    train the MNIST autoencoder beside plain PyTorch; results in runs/demo"
 	@echo "make test    run the tests, and fastae verify --quick (no GPU needed; five minutes on two cores)"
@@ -15,6 +15,7 @@ help:
 	@echo "make fuzz MINUTES=20  the tests of tests/fuzz with fresh examples until the minutes are over or one fails"
 	@echo "make bench   measure fastae beside PyTorch on this machine (14 minutes); bench/results, and the README from it"
 	@echo "make bench-peers  the same beside Keras, Lightning, scikit-learn, skorch and PyOD (5 minutes)"
+	@echo "make audit   autoencoders of five libraries against closed forms; docs/wrong-by-default.md (MINUTES_)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code the way 'make lint' wants it"
 	@echo "make clean   remove the environment and caches"
@@ -53,10 +54,14 @@ bench: $(READY)
 bench-peers: $(PEERS)/.ready
 	cd bench && ../$(PEERS)/bin/python -m peers
 
-$(PEERS)/.ready: pyproject.toml bench/peers/requirements.txt
+audit: $(PEERS)/.ready
+	cd bench && OMP_NUM_THREADS=1 ../$(PEERS)/bin/python -m peers.audit
+
+$(PEERS)/.ready: pyproject.toml bench/peers/requirements.txt bench/peers/requirements-alone.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] != (3, 11))' || { echo "bench/peers/requirements.txt pins wheels for Python 3.11; '$(PYTHON)' is $$($(PYTHON) --version 2>&1). Try: make PYTHON=python3.11 bench-peers" >&2; exit 1; }
 	$(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --requirement bench/peers/requirements.txt --editable .
+	$(PEERS)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --requirement bench/peers/requirements-alone.txt
 	@touch $@
 
 lint: $(READY)
