@@ -43,7 +43,7 @@ def main() -> None:
     about = {
         "machine": here["machine"], "commit": here["commit"],
         "versions": ", ".join([here["versions"], *(f"{name} {version(name)}" for name in libraries)]),
-        "command": "make audit",
+        "command": " ".join(["python -m peers.audit", *sys.argv[1:]]) if sys.argv[1:] else "make audit",
     }  # fmt: skip
     for name in names:
         print(f"{name} ...", file=sys.stderr)

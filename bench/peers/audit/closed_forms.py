@@ -22,7 +22,7 @@ def best_linear_bound(x: Matrix, code: int, variance: float | None = None) -> tu
 
     variance None: learned, probabilistic PCA (Tipping and Bishop 1999). Its likelihood is reached by the bound, since
     with orthogonal columns the posterior is diagonal and linear in x (Lucas et al. 2019). A fixed one: the latents with
-    an eigenvalue above it keep sqrt(eigenvalue - variance), the others collapse; the bound is tight for the same reason.
+    an eigenvalue above it keep sqrt(eigenvalue - variance), the others collapse; the bound is tight again.
     """
     width = x.shape[1]
     values = np.linalg.eigvalsh(np.cov(x.T, bias=True))[::-1]
@@ -74,8 +74,9 @@ def cross_entropy(logit: float, target: float) -> tuple[float, float]:
     """-log p(target) of a Bernoulli law with that logit, and the derivative by the logit."""
     value = max(logit, 0.0) - target * logit + math.log1p(math.exp(-abs(logit)))
     sigmoid = 1 / (1 + math.exp(-logit)) if logit >= 0 else math.exp(logit) / (1 + math.exp(logit))
-    one_minus = 1 / (1 + math.exp(logit)) if logit >= 0 else 1 / (1 + math.exp(logit))
-    return value, sigmoid if target == 0 else -one_minus if target == 1 else sigmoid - target
+    if target == 1:  # sigmoid - 1 would cancel
+        return value, -1 / (1 + math.exp(logit))
+    return value, sigmoid - target
 
 
 def negative_binomial(count: int, mean: float, theta: float) -> float:

@@ -30,7 +30,7 @@ def audit(epochs: int = EPOCHS) -> Section:
             rows.append(Row(library, what, least, found, ALLOWED * least, relative=True))
     how = (
         "The digits as above, 64-64-64 without activations, mean squared error to the clean row. Mask q: B = "
-        "(1 − q) G [(1 − q)² G + q(1 − q) diag G]⁻¹; Gaussian: B = G (G + σ² I)⁻¹. fastae has `Mask` and `Gaussian`; "
+        "(1 - q) G [(1 - q)² G + q(1 - q) diag G]⁻¹; Gaussian: B = G (G + σ² I)⁻¹. fastae has `Mask` and `Gaussian`; "
         "Keras `Dropout(q)`, then `Rescaling(1 - q)`, and `GaussianNoise`. Adam at "
         f"{', '.join(f'{r:g}' for r in RATES)}, {epochs} epochs each, batch 599. The risk of the trained matrix over "
         "all noise is exact, per feature."

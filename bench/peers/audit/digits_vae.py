@@ -79,4 +79,5 @@ def audit(epochs: int = EPOCHS) -> Section:
         f"{LR:g}, {len(SEEDS)} seeds each with their own weights, batches and noise; {SAMPLES} samples a row. *wanted* "
         f"is the same model written with torch.distributions (torch {torch.__version__}); {ALLOWED:g} nat is allowed."
     )
-    return Section([row], how, [f"Seeds: {each}. The difference of the means has a standard error of {error:.2f} nats."])
+    text = f"Seeds: {each}. The difference of the means: ± {error:.2f} nats."
+    return Section([row], how, [text])

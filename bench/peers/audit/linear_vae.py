@@ -81,8 +81,8 @@ def audit(epochs: int = EPOCHS) -> Section:
         row(named("pyod"), "`capacity=1e9, beta=2 * σ² / 64`", best, right, None),
     ]
     how = (
-        f"scikit-learn's digits, 1,797 rows of 64, over 4 and centred, code {CODE}, one linear layer each way. With σ² learned "
-        f"the best ELBO is probabilistic PCA's log-likelihood, `PCA({CODE}).score`: {best:.3f}; with σ² = 1 the "
+        f"scikit-learn's digits, 1,797 rows of 64, over 4 and centred, code {CODE}, one linear layer each way. "
+        f"With σ² learned the best ELBO is probabilistic PCA's log-likelihood, `PCA({CODE}).score`: {best:.3f}; with σ² = 1 the "
         f"eigenvalues below 1 collapse: {fixed:.3f}. Each library's own training loss from the same weights, Adam at "
         f"{', '.join(f'{r:g}' for r in RATES)}, {epochs} epochs each, batch {BATCH}. The ELBO of what came out is "
         "computed in fp64 from its means, variances and decoder, without a sample."

@@ -17,13 +17,13 @@ DRAWS, COLUMNS = 1_000_000, 8
 def audit(draws: int = DRAWS) -> Section:
     rows = _samples(draws) + _keras_layers(draws) + _fastae_noise(draws) + _fastae_steps(draws)
     how = (
-        f"{draws:,} draws each, ± one standard error. *code*: ε of z = μ + σ ε, drawn by the library's own function at "
+        f"{draws:,} draws each, ± one standard error. *code*: ε of z = μ + σε, drawn by the library's own function at "
         "μ = 0 and log σ² = 0. *layer* and *noise*: values after it, all of them 1 before (0.5 for salt and pepper, "
         "N(0, 1) for swapped ones). *step*: the mean squared difference from the clean value that a `TrainStep` of an "
         "identity matrix has as its loss: the noise that training itself draws."
     )
     notes = [
-        "Keras' `GaussianNoise` takes no `stddev` above 1: ValueError. RecBole's anneal and KL are in order (above); "
+        "Keras' `GaussianNoise` takes no `stddev` above 1: ValueError. RecBole's divergence is right (above); "
         "with ε a hundredth of what it should be, the code is all but deterministic.",
     ]
     return Section(rows, how, notes)

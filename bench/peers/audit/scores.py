@@ -17,13 +17,13 @@ EPOCHS, BATCH, CODE, SHARE = 20, 128, 8, 0.1
 def audit(epochs: int = EPOCHS) -> Section:
     x = digits().numpy()
     from pyod.models.vae import VAE, VAEModel
-    from pythae.models import VAE as PythaeVAE
+    from pythae.models import vae as pythae_vae
 
     sampled = (
         f"`decision_function` calls the model's `forward` ({where(VAE.evaluating_forward, 'self.model(')}), which "
         f"samples the code in eval mode too ({where(VAEModel.reparameterize, 'randn_like')})"
     )
-    forward = f"both are the training pass, which samples ({where(PythaeVAE.forward, '_sample_gauss')})"
+    forward = f"both are the training pass, which samples ({where(pythae_vae.vae_model.VAE.forward, '_sample_gauss')})"
     rows: list[Row] = []
     ours, pyod, pythae, keras = _fastae(x, epochs), _pyod(x, epochs), _pythae(x, epochs), _keras(x, epochs)
     rows += _twice(named("fastae"), "`score`", lambda: ours.score(x))
@@ -43,7 +43,11 @@ def audit(epochs: int = EPOCHS) -> Section:
         "difference between two calls, over the mean score. *outliers*: the share of the "
         f"{SHARE:.0%} highest scores of one call that are not among those of the other."
     )
-    return Section(rows, how)
+    notes = [
+        "fastae's `score` of a variational model is -log p(x | μ), without the divergence: a ranking, not a bound "
+        "of log p(x). The bound is `elbo`.",
+    ]
+    return Section(rows, how, notes)
 
 
 def _t(x: Any) -> torch.Tensor:
