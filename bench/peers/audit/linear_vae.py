@@ -82,10 +82,11 @@ def audit(epochs: int = EPOCHS) -> Section:
     ]
     how = (
         f"scikit-learn's digits, 1,797 rows of 64, over 4 and centred, code {CODE}, one linear layer each way. "
-        f"With σ² learned the best ELBO is probabilistic PCA's log-likelihood, `PCA({CODE}).score`: {best:.3f}; with σ² = 1 the "
-        f"eigenvalues below 1 collapse: {fixed:.3f}. Each library's own training loss from the same weights, Adam at "
-        f"{', '.join(f'{r:g}' for r in RATES)}, {epochs} epochs each, batch {BATCH}. The ELBO of what came out is "
-        "computed in fp64 from its means, variances and decoder, without a sample."
+        f"With σ² learned the best ELBO is probabilistic PCA's log-likelihood, `PCA({CODE}).score`: {best:.3f}; with "
+        f"σ² = 1 the eigenvalues below 1 collapse: {fixed:.3f}. Each library's own training loss from the same "
+        f"weights, Adam at {', '.join(f'{r:g}' for r in RATES)}, {epochs} epochs each, batch {BATCH}. The ELBO of what "
+        f"came out is computed in fp64 from its means, variances and decoder, without a sample; {ALLOWED:g} nats are "
+        "allowed, for what Adam leaves."
     )
     notes = [
         "PyOD's reconstruction loss is the mean over features and its divergence the sum over latents. `beta=1` with "

@@ -32,8 +32,8 @@ def audit() -> Section:
     notes = [
         "Keras puts the logits in the place of probabilities where it can see the sigmoid: its own, and in a graph any "
         "that is the last op before the loss. After another op it has the probabilities alone.",
-        "Data of such a range want scaling in fastae too: with `gaussian:scale=learned` log σ² starts at 0 and moves by "
-        "about the learning rate a step, so that 280 steps explain little of the variance.",
+        "Data of such a range want scaling in fastae too: with `gaussian:scale=learned` log σ² starts at 0 and moves "
+        "by about the learning rate a step, so that 280 steps explain little of the variance.",
     ]
     return Section(rows, how, notes)
 
