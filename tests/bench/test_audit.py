@@ -124,6 +124,9 @@ def test_a_verdict_allows_the_tolerance_and_the_sampling_error():
     assert not Row("a", "b", 1.0, 0.5, 0.1).right
     assert Row("a", "b", 1.0, 0.5, 0.1, bound=True).right
     assert not Row("a", "b", 1.0, math.nan, 0.1).right
+    assert Row("a", "b", 0.0, 1.0, 0.1).verdict == "off"
+    assert Row("a", "b", 0.0, 1.0, 0.1, meant=True).verdict == "as meant"
+    assert Row("a", "b", 0.0, 0.0, 0.1, meant=True).verdict == "right"
 
 
 def test_moments_come_with_their_standard_errors():
@@ -167,7 +170,7 @@ def test_a_page_names_causes_once_and_only_of_what_is_off():
     entry |= entry_of(Section(rows, "How.", ["A note."]))
     text = page({"sections": {"scores": json.loads(json.dumps(entry))}})
     assert (
-        "| fastae 1 | 1 | 0 | - |\n| peer 1 | 2 | 2 | [the same rows, scored twice](#the-same-rows-scored-twice) |"
+        "| fastae 1 | 1 | 0 | - |\n| peer 1 | 2 | 2 | [The same rows, scored twice](#the-same-rows-scored-twice) |"
         in text
     )
     assert text.count("- peer: `file.py:3` clamps it.\n- A note.") == 1

@@ -48,7 +48,8 @@ def audit() -> Section:
     how = (
         f"{ROWS} rows of {LATENTS} latents, means from N(0, 1) and log-variances from U(-4, 2). The value is the sum "
         "over latents, mean over rows, of torch.distributions in fp64. *gradient*: the norm of the difference from the "
-        "true gradient, by means and log-variances together, over the norm of the truth."
+        "true gradient, by means and log-variances together, over the norm of the truth. "
+        f"{ALLOWED:g} of the truth is allowed, for fp32."
     )
     return Section(rows, how)
 

@@ -17,10 +17,10 @@ DRAWS, COLUMNS = 1_000_000, 8
 def audit(draws: int = DRAWS) -> Section:
     rows = _samples(draws) + _keras_layers(draws) + _fastae_noise(draws) + _fastae_steps(draws)
     how = (
-        f"{draws:,} draws each, ± one standard error. *code*: ε of z = μ + σε, drawn by the library's own function at "
-        "μ = 0 and log σ² = 0. *layer* and *noise*: values after it, all of them 1 before (0.5 for salt and pepper, "
-        "N(0, 1) for swapped ones). *step*: the mean squared difference from the clean value that a `TrainStep` of an "
-        "identity matrix has as its loss: the noise that training itself draws."
+        f"{draws:,} draws each, ± one standard error; nothing else is allowed. *code*: ε of z = μ + σε, drawn by the "
+        "library's own function at μ = 0 and log σ² = 0. *layer* and *noise*: values after it, all of them 1 before "
+        "(0.5 for salt and pepper, N(0, 1) for swapped ones). *step*: the mean squared difference from the clean value "
+        "that a `TrainStep` of an identity matrix has as its loss: the noise that training itself draws."
     )
     notes = [
         "Keras' `GaussianNoise` takes no `stddev` above 1: ValueError. RecBole's divergence is right (above); "
@@ -116,8 +116,12 @@ def _fastae_noise(draws: int) -> list[Row]:
         (SaltPepper(0.2), 0.5, math.sqrt(0.2 / 4), ones / 2),
         (Swap(0.3), float(normal.mean()), float(normal.std()), normal),
     ):
-        rows += _both(library, f"noise `{part}`", mean, std, noisy(part, x))
+        rows += _both(library, f"noise `{_short(part)}`", mean, std, noisy(part, x))
     return rows
+
+
+def _short(part: Any) -> str:
+    return f"{type(part).__name__}({part.std if part.name == 'gaussian' else part.q:g})"
 
 
 def _fastae_steps(draws: int) -> list[Row]:
@@ -138,5 +142,5 @@ def _fastae_steps(draws: int) -> list[Row]:
                 layer.weight.copy_(torch.eye(COLUMNS))
                 layer.bias.zero_()
         found, error = _losses(ae, x)
-        rows.append(Row(named("fastae"), f"step, `{part}`, mean square", square, found, 0.0, error=error))
+        rows.append(Row(named("fastae"), f"step, `{_short(part)}`, mean square", square, found, 0.0, error=error))
     return rows

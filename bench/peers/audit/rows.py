@@ -30,11 +30,16 @@ class Row:
     error: float = 0.0
     relative: bool = False  # the deviation is shown as a share of `wanted`
     bound: bool = False
+    meant: bool = False  # that it differs is what the function is for: no verdict
     cause: str = ""
 
     @property
     def deviation(self) -> float:
         return self.found - self.wanted
+
+    @property
+    def verdict(self) -> str:
+        return "right" if self.right else "as meant" if self.meant else "off"
 
     @property
     def right(self) -> bool:

@@ -24,16 +24,18 @@ def audit() -> Section:
     rows = _cross_entropies() + _range() + _negative_binomials()
     how = (
         "*cross-entropy*: the worst of the values, and of the derivatives by the logit, at logits ±20, ±50 and ±100 "
-        "with target 0 and 1, as a difference from fp64; values of up to 100, derivatives of up to 1. *range*: a model "
-        "at its defaults, trained on digits that are scaled to [0, 300]. *negative binomial*: log p of counts 3 (mean "
-        "2.5) and 40 (mean 55), the worst difference from 50 digits of mpmath over dispersions "
-        f"{', '.join(f'{theta:g}' for theta in THETAS)}."
+        "with target 0 and 1, as a difference from fp64; values of up to 100, derivatives of up to 1. *range*: "
+        "pythae's VAE at its defaults, and fastae's of the same widths, trained on digits that are scaled to [0, 300]; the best "
+        "constant has the variance. *negative binomial*: log p of counts 3 (mean 2.5) and 40 (mean 55), the worst "
+        f"difference from 50 digits of mpmath over dispersions {', '.join(f'{theta:g}' for theta in THETAS)}. "
+        f"{ALLOWED:g} is allowed."
     )
     notes = [
         "Keras puts the logits in the place of probabilities where it can see the sigmoid: its own, and in a graph any "
-        "that is the last op before the loss. After another op it has the probabilities alone.",
-        "Data of such a range want scaling in fastae too: with `gaussian:scale=learned` log σ² starts at 0 and moves "
-        "by about the learning rate a step, so that 280 steps explain little of the variance.",
+        "that is the last op before the loss. After another op it has the probabilities alone. From a probability that "
+        "is 1 in fp32 no library can do better: fastae's losses take logits only.",
+        "Data of such a range want scaling in fastae too: Adam moves a weight by about the learning rate a step, and "
+        "after 300 steps little of the variance is explained.",
     ]
     return Section(rows, how, notes)
 
@@ -196,8 +198,8 @@ def _negative_binomials() -> list[Row]:
             scipy = max(scipy, abs(theirs - closed_forms.negative_binomial(count, mean, theta)))
     what = "negative binomial, worst log p"
     return [
-        Row(named("fastae"), f"{what}, fp32", 0.0, ours, 1e-4, "nats"),
-        Row(named("scipy"), f"{what}, fp64", 0.0, scipy, 1e-5, "nats"),
+        Row(named("fastae"), f"{what}, fp32", 0.0, ours, ALLOWED, "nats"),
+        Row(named("scipy"), f"{what}, fp64", 0.0, scipy, ALLOWED, "nats"),
     ]
 
 
