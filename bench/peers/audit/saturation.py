@@ -25,8 +25,9 @@ def audit() -> Section:
     how = (
         "*cross-entropy*: the worst of the values, and of the derivatives by the logit, at logits ±20, ±50 and ±100 "
         "with target 0 and 1, as a difference from fp64; values of up to 100, derivatives of up to 1. *range*: "
-        "pythae's VAE at its defaults, and fastae's of the same widths, trained on digits that are scaled to [0, 300]; the best "
-        "constant has the variance. *negative binomial*: log p of counts 3 (mean 2.5) and 40 (mean 55), the worst "
+        "pythae's VAE at its defaults, and fastae's of the same widths, trained on digits that are scaled to "
+        "[0, 300]; the best constant has the variance. *negative binomial*: log p of counts 3 (mean 2.5) and 40 (mean "
+        "55), the worst "
         f"difference from 50 digits of mpmath over dispersions {', '.join(f'{theta:g}' for theta in THETAS)}. "
         f"{ALLOWED:g} is allowed."
     )
