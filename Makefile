@@ -15,7 +15,7 @@ help:
 	@echo "make fuzz MINUTES=20  the tests of tests/fuzz with fresh examples until the minutes are over or one fails"
 	@echo "make bench   measure fastae beside PyTorch on this machine (14 minutes); bench/results, and the README from it"
 	@echo "make bench-peers  the same beside Keras, Lightning, scikit-learn, skorch and PyOD (5 minutes)"
-	@echo "make audit   autoencoders of five libraries against closed forms; docs/wrong-by-default.md (15 minutes)"
+	@echo "make audit   autoencoders of five libraries against closed forms; docs/wrong-by-default.md (7 minutes)"
 	@echo "make lint    ruff and mypy"
 	@echo "make format  rewrite the code the way 'make lint' wants it"
 	@echo "make clean   remove the environment and caches"
