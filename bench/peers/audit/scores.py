@@ -47,7 +47,6 @@ def audit(epochs: int = EPOCHS) -> Section:
         f"{SHARE:.0%} highest scores of one call that are not among those of the other."
     )
     notes = [
-        "PyOD's differences are small at its defaults because the divergence is 0 there: the variances fall.",
         "The third output of the Keras example's encoder is the sample; who takes it for the code scores at random.",
         "fastae's `score` of a variational model is -log p(x | μ), without the divergence: a ranking, not a bound "
         "of log p(x). The bound is `elbo`.",
