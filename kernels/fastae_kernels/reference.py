@@ -68,7 +68,8 @@ class Reference:
         return z, p, *sampling.sample(p, sample, z)
 
     def linear_dgrad_sample(self, dp: Tensor, w: Tensor, sampled: Sampled, out: Tensor | None = None) -> Tensor:
-        return sampling.sample_bwd(self.linear_dgrad_act(dp, w, None, "identity"), sampled, out)
+        dz = dp.new_empty(len(dp), w.shape[1])
+        return sampling.sample_bwd(self.linear_dgrad_act(dp, w, None, "identity", dz), sampled, out)
 
     def linear_wgrad(
         self,
