@@ -45,7 +45,7 @@ def multiplications(a: Tensor, b: Tensor) -> list[Callable[[], Tensor]]:
     """The ways of computing a @ b, [I, R] @ [R, J]."""
     out = a.new_empty(a.shape[0], b.shape[1])
     ways: list[Callable[[], Tensor]] = [lambda: torch.mm(a, b, out=out)]
-    if a.device.type == "cpu" and onednn.available():
+    if a.device.type == "cpu" and onednn.multiplies(a.dtype):
         transposed = b.t()
         linear = torch.ops.mkldnn._linear_pointwise
         ways.append(lambda: linear(a, transposed, None, "none", [], ""))

@@ -87,6 +87,14 @@ def _has_bf16() -> bool:
     return bool(torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
+def multiplies(dtype: torch.dtype) -> bool:
+    """Whether oneDNN has a product of that dtype on this CPU: without AVX-512 it has none in half precision."""
+    if not available() or dtype == torch.float32:
+        return available()
+    has_fp16 = dtype == torch.float16 and bool(torch.ops.mkldnn._is_mkldnn_fp16_supported())
+    return has_fp16 or (dtype == torch.bfloat16 and _has_bf16())
+
+
 class OneDNN(Reference):
     """The twins, where a product gains on oneDNN's."""
 

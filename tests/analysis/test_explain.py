@@ -329,6 +329,6 @@ def test_every_kind_is_explained(kind: str) -> None:
     ae = make(kind)
     rows = fastae.explain(ae, 64).rows
     assert any(row.phase == "loss" or row.phase == "island" for row in rows)
-    assert ("linear_sample" in {row.op for row in rows}) == (ae.bottleneck is not None)
+    assert ("linear_sample" in {row.op for row in rows}) == (ae.variational is not None)
     if not kind.startswith("convolutions"):
         assert "forward" in {row.phase for row in fastae.explain(ae, 64, gpu="h100").rows}
