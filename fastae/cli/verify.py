@@ -14,7 +14,7 @@ import click
 @click.option("--execute", "parts", flag_value="execute", multiple=True, help="The compiled code, run on this CPU.")
 @click.option("--traffic", "parts", flag_value="traffic", multiple=True, help="Bytes, sectors and launches of a step.")
 @click.option("--statistics", "parts", flag_value="statistics", multiple=True, help="Laws of what the code draws.")
-@click.option("--quick", is_flag=True, help="Fewer shapes and models: under a minute instead of ten.")
+@click.option("--quick", is_flag=True, help="Fewer shapes and models, for every commit.")
 @click.option("--seed", type=click.IntRange(min=0), help="Of the freshly drawn cases (default: another every time).")
 @click.option("--target", help="sm_80, sm_90, sm_100, gfx942, or several with commas between (default: all).")
 @click.option("--only", metavar="KERNEL", help="This op alone.")

@@ -3,6 +3,7 @@
 `python -m fastae.verify.statistics` writes its findings to standard output. Kernels are compiled for a GPU and executed
 on this CPU; what they draw is held to its law, and models at the optimum that a book gives to the loss and to the
 gradient of 0 that belong there. A figure is the worst of several, in standard errors; 5 is the limit.
+That of the divergence, which is not drawn, is in millionths.
 """
 
 from __future__ import annotations

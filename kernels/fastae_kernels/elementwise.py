@@ -299,8 +299,8 @@ def _bernoulli(
 def _sum_log1p(z: Tensor, like: Tensor) -> Tensor:
     """The sum of log(1 + z) over the last axis, of z in [0, 1], which is written over.
 
-    (1 + a)(1 + b) = 1 + (a + b + a b) makes one logarithm of two, and nothing cancels. A logarithm takes as long as ten
-    of these steps; of 32 factors the product is finite.
+    (1 + a)(1 + b) = 1 + (a + b + a b) makes one logarithm of two, and nothing cancels. A logarithm takes as long as
+    five of these steps; of 32 factors the product is finite.
     """
     for _ in range(5):
         half, odd = divmod(z.shape[-1], 2)

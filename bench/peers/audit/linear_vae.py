@@ -15,7 +15,7 @@ from peers.audit.rows import Row, Section, named, where
 CODE, BATCH, EPOCHS = 8, 599, 400
 PASSES = 20  # over the rows in one of Keras' epochs, each of which costs it as much as many steps of this size
 RATES = (1e-2, 3e-3, 1e-3, 2e-4)
-ALLOWED = 0.1  # nats; what Adam leaves after the epochs of all rates
+ALLOWED = 0.05  # nats; what Adam leaves after the epochs of all rates
 
 
 def digits() -> Tensor:
@@ -91,7 +91,8 @@ def audit(epochs: int = EPOCHS) -> Section:
     notes = [
         "PyOD's reconstruction loss is the mean over features and its divergence the sum over latents. `beta=1` with "
         "the clamp lifted therefore means a noise of variance 32 at 64 features; the last row has the `beta` that "
-        "makes it a bound. Its gap at the defaults grows with every epoch, as the log-variances fall.",
+        "makes it a bound, and whether longer training would close its gap was not tried. Its gap at "
+        "the defaults grows with every epoch, as the log-variances fall.",
     ]
     return Section(rows, how, notes)
 
